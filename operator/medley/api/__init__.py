@@ -1,0 +1,1 @@
+"""The custom resources as pydantic models; the CRD manifests are generated from them."""

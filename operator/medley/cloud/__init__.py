@@ -1,0 +1,1 @@
+"""What clouds say and sell: notices, prices, node pools."""

@@ -1,0 +1,1 @@
+"""kopf handlers: each observes, plans and acts."""

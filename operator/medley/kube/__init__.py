@@ -1,0 +1,1 @@
+"""The API server: observe and apply. Knows Kubernetes, decides nothing."""

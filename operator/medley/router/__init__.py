@@ -1,0 +1,1 @@
+"""The front door: holds client streams and carries them over engine losses."""

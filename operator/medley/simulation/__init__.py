@@ -1,0 +1,1 @@
+"""Discrete-event simulation over the same planning code."""

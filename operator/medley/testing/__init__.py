@@ -1,0 +1,1 @@
+"""Builders, fakes and Hypothesis strategies for the tests."""

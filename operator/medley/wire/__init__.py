@@ -1,0 +1,1 @@
+"""Versioned messages between operator, router and engine."""

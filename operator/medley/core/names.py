@@ -1,0 +1,88 @@
+"""Every name that a dashboard, an alert, a selector or a person matches on; used by all parts, computed nowhere else."""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+
+GROUP = "medley.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+FIELD_MANAGER = "medley"
+FINALIZER = f"{GROUP}/cleanup"
+
+LABEL_SERVICE = f"{GROUP}/service"
+LABEL_COMPONENT = f"{GROUP}/component"
+LABEL_CLASS = f"{GROUP}/accelerator-class"
+LABEL_SHAPE = f"{GROUP}/shape"
+LABEL_MARKET = f"{GROUP}/market"
+LABEL_ZONE = f"{GROUP}/zone"
+LABEL_TEMPLATE_HASH = f"{GROUP}/template-hash"
+ANNOTATION_MAX_RUNNING = f"{GROUP}/max-running"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_PART_OF = "app.kubernetes.io/part-of"
+LABEL_NAME = "app.kubernetes.io/name"
+LABEL_INSTANCE = "app.kubernetes.io/instance"
+LABEL_APP_COMPONENT = "app.kubernetes.io/component"
+LABEL_MODEL = "llm-d.ai/model"  # OpenCost reads it
+MANAGED_BY = "medley"
+
+# Well-known labels and taints of others (sources: Kubernetes well-known labels; Karpenter v1 API; AWS Node Termination Handler).
+LABEL_CAPACITY_TYPE = "karpenter.sh/capacity-type"
+LABEL_NODEPOOL = "karpenter.sh/nodepool"
+LABEL_NODE_ZONE = "topology.kubernetes.io/zone"
+LABEL_INSTANCE_TYPE = "node.kubernetes.io/instance-type"
+TAINT_KARPENTER_DISRUPTED = "karpenter.sh/disrupted"
+TAINT_NTH_PREFIX = "aws-node-termination-handler/"
+TAINT_OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
+ANNOTATION_DO_NOT_DISRUPT = "karpenter.sh/do-not-disrupt"
+
+PORT_ENGINE = 8000
+PORT_CONTROL = 8001
+PORT_ENGINE_STATUS = 8002
+PORT_ROUTER = 8080
+PORT_OPERATOR = 8081
+
+NAME_LIMIT = 63  # DNS label: pod names double as host names
+
+
+class Component(StrEnum):
+    """Values of the label `medley.dev/component`."""
+
+    ENGINE = "engine"
+    ROUTER = "router"
+
+
+class Condition(StrEnum):
+    """Condition types of an LLMService; all of positive polarity."""
+
+    WORKLOAD_OBSERVED = "WorkloadObserved"
+    PROFILES_READY = "ProfilesReady"
+    PLAN_FEASIBLE = "PlanFeasible"
+    CAPACITY_READY = "CapacityReady"
+    SPOT_HEDGED = "SpotHedged"
+    MIGRATION_READY = "MigrationReady"
+    READY = "Ready"
+
+
+def shortened(name: str, limit: int = NAME_LIMIT) -> str:
+    """Return `name`, or its head with a hash of the whole, so that it fits `limit` characters."""
+    if len(name) <= limit:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: limit - 9].rstrip('-.')}-{digest}"
+
+
+def node_pool(accelerator_class: str, market: str) -> str:
+    """Return the name of the NodePool that a class and a market share."""
+    return shortened(f"medley-{accelerator_class}-{market}")
+
+
+def router(service: str) -> str:
+    """Return the name of a service's router Deployment, Service and ServiceAccount."""
+    return f"{shortened(service, NAME_LIMIT - len('-router'))}-router"
+
+
+def engine_key(service: str) -> str:
+    """Return the name of the Secret that holds a service's engine key (field `key`)."""
+    return f"{shortened(service, NAME_LIMIT - len('-engine-key'))}-engine-key"

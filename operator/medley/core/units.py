@@ -1,0 +1,56 @@
+"""Durations, percentages, money and memory as people write them in manifests; one canonical form each."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from decimal import Decimal
+
+from medley.core.errors import InvalidInputError
+
+# One number and one unit: "40ms", "2s", "10m", "1h". Compound forms ("1m30s") are refused, so that equal durations are equal strings.
+DURATION_PATTERN = r"^[1-9][0-9]*(ms|s|m|h)$"
+PERCENT_PATTERN = r"^(100|[1-9]?[0-9])%$"
+MONEY_PATTERN = r"^(0|[1-9][0-9]*)(\.[0-9]{1,6})?$"
+MEMORY_PATTERN = r"^[1-9][0-9]*(Mi|Gi|Ti)$"
+
+_MILLISECONDS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
+_BYTES = {"Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def duration(text: str, *, field: str) -> timedelta:
+    """Parse "40ms", "2s", "10m" or "1h"."""
+    if not re.fullmatch(DURATION_PATTERN, text):
+        raise InvalidInputError(field, f"expected a duration such as 40ms, 2s, 10m or 1h, got {text!r}")
+    number, unit = re.fullmatch(r"([0-9]+)([a-z]+)", text).groups()  # type: ignore[union-attr]  # the pattern just matched
+    return timedelta(milliseconds=int(number) * _MILLISECONDS[unit])
+
+
+def format_duration(value: timedelta) -> str:
+    """Return the canonical form: the largest unit that leaves a whole number."""
+    milliseconds = round(value / timedelta(milliseconds=1))
+    for unit in ("h", "m", "s"):
+        if milliseconds and milliseconds % _MILLISECONDS[unit] == 0:
+            return f"{milliseconds // _MILLISECONDS[unit]}{unit}"
+    return f"{milliseconds}ms"
+
+
+def percent(text: str, *, field: str) -> float:
+    """Parse "20%" to 0.2."""
+    if not re.fullmatch(PERCENT_PATTERN, text):
+        raise InvalidInputError(field, f"expected a whole percentage from 0% to 100%, got {text!r}")
+    return int(text[:-1]) / 100
+
+
+def usd(text: str, *, field: str) -> Decimal:
+    """Parse an amount of US dollars such as "0.36"."""
+    if not re.fullmatch(MONEY_PATTERN, text):
+        raise InvalidInputError(field, f'expected US dollars as a string such as "0.36", got {text!r}')
+    return Decimal(text)
+
+
+def memory_bytes(text: str, *, field: str) -> int:
+    """Parse "24Gi" to bytes."""
+    if not re.fullmatch(MEMORY_PATTERN, text):
+        raise InvalidInputError(field, f"expected a memory size such as 24Gi, got {text!r}")
+    return int(text[:-2]) * _BYTES[text[-2:]]
