@@ -1,4 +1,4 @@
-"""Every name that a dashboard, an alert, a selector or a person matches on; used by all parts, computed nowhere else."""
+"""Every name that a dashboard, an alert, a selector or a person matches on; it is computed nowhere else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LABEL_APP_COMPONENT = "app.kubernetes.io/component"
 LABEL_MODEL = "llm-d.ai/model"  # OpenCost reads it
 MANAGED_BY = "medley"
 
-# Well-known labels and taints of others (sources: Kubernetes well-known labels; Karpenter v1 API; AWS Node Termination Handler).
+# Labels and taints of others. Sources: Kubernetes well-known labels, Karpenter v1, AWS Node Termination Handler.
 LABEL_CAPACITY_TYPE = "karpenter.sh/capacity-type"
 LABEL_NODEPOOL = "karpenter.sh/nodepool"
 LABEL_NODE_ZONE = "topology.kubernetes.io/zone"

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from medley.core.errors import InvalidInputError
 
-# One number and one unit: "40ms", "2s", "10m", "1h". Compound forms ("1m30s") are refused, so that equal durations are equal strings.
+# One number and one unit: "40ms", "2s", "10m", "1h". No compound forms ("1m30s"): equal durations are equal strings.
 DURATION_PATTERN = r"^[1-9][0-9]*(ms|s|m|h)$"
 PERCENT_PATTERN = r"^(100|[1-9]?[0-9])%$"
 MONEY_PATTERN = r"^(0|[1-9][0-9]*)(\.[0-9]{1,6})?$"

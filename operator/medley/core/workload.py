@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 
 from medley.core.errors import InvalidInputError
 
@@ -42,7 +43,7 @@ class SizeGrid:
 
     def __post_init__(self) -> None:
         for name, edges in (("inputEdges", self.input_edges), ("outputEdges", self.output_edges)):
-            if not edges or edges[0] < 1 or any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+            if not edges or edges[0] < 1 or any(a >= b for a, b in pairwise(edges)):
                 raise InvalidInputError(name, f"expected ascending token counts from 1 up, got {list(edges)}")
 
     def bucket(self, input_tokens: int, output_tokens: int) -> Bucket:

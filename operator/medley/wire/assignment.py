@@ -1,7 +1,7 @@
 """What the operator tells a supervisor, and what the supervisor answers: version 1 of the control protocol.
 
-`PUT /v1/assignment` takes an `Assignment` and answers an `EngineReport`; `POST /v1/drain` takes a `DrainRequest` and answers an
-`EngineReport`; `GET /v1/state` answers an `EngineReport`. The same assignment may come any number of times.
+`PUT /v1/assignment` takes an `Assignment`, `POST /v1/drain` takes a `DrainRequest`, `GET /v1/state` takes nothing; each
+answers an `EngineReport`. The same assignment may come any number of times.
 """
 
 from __future__ import annotations

@@ -1,0 +1,57 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both install what they need and may be run again.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export MEDLEY_DATA ?= ../shared/data
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint format generate bench stage-up stage-down clean
+
+help:  ## Show what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "installing medley and its tools into $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$$(sed -n 's/^uv==//p' constraints.txt)"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed  ## Build a cluster, serve a model on spot, take nodes away, show that no stream broke (KEEP=1 leaves the cluster)
+	@$(BIN)/python -m e2e.demo
+
+test: $(VENV)/.installed lint  ## Everything: lint, unit and property tests, real API server, real vLLM, the stage
+	@$(BIN)/python -m e2e.prepare
+	@$(BIN)/python -m pytest tests e2e
+
+test-fast: $(VENV)/.installed  ## Unit and property tests alone: no API server, no vLLM, no root
+	@$(BIN)/python -m pytest tests -m "not vllm and not apiserver"
+
+lint: $(VENV)/.installed  ## Style, types, layers, spelling, generated files
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/codespell operator tests e2e bench docs examples charts README.md CONTRIBUTING.md CHANGELOG.md Makefile
+	@$(BIN)/python -m medley.api.crd --check
+
+format: $(VENV)/.installed  ## Format and fix what can be fixed
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+generate: $(VENV)/.installed  ## Write the CRDs from the models
+	@$(BIN)/python -m medley.api.crd
+
+bench: $(VENV)/.installed  ## Measure (ONLY=allocator|router|...): a table, and build/bench.json
+	@$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY))
+
+stage-up: $(VENV)/.installed  ## Start the real cluster on this machine
+	@$(BIN)/python -m e2e.stage up
+
+stage-down: $(VENV)/.installed  ## Take it away, leaving nothing behind
+	@$(BIN)/python -m e2e.stage down
+
+clean:  ## Remove what was built here (the cache stays)
+	rm -rf build dist $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
