@@ -1,0 +1,151 @@
+"""Concurrent chat streams through the real openai client, each checked token by token against an uninterrupted run.
+
+Used by `make demo`, `medley demo --local` has its own; knows the router's URL and nothing of the cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import openai
+
+# In fp32, two engines agree on greedy output wherever the best token leads by more than rounding: prompts whose reference
+# comes nearer than this to a tie are left out, since among millions of tokens near-ties are certain.
+SMALLEST_GAP = 1e-4
+WORDS = tuple("the quick brown fox jumps over a lazy dog and runs to far hills where rivers bend".split())
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A prompt, and the tokens of a run that nothing interrupted."""
+
+    prompt: str
+    tokens: tuple[str, ...]
+    smallest_gap: float
+
+
+@dataclass(slots=True)
+class Stream:
+    """What one client stream got."""
+
+    prompt: str
+    started_at: float
+    tokens: list[str] = field(default_factory=list)
+    arrived_at: list[float] = field(default_factory=list)
+    finish_reason: str | None = None
+    error: str | None = None
+    identical: bool | None = None  # None: not ended
+
+    @property
+    def broken(self) -> bool:
+        """Whether the client lost anything: an error, no end, or other tokens."""
+        return self.error is not None or self.finish_reason is None or self.identical is not True
+
+    @property
+    def longest_gap(self) -> float:
+        """Seconds of the longest silence between two chunks."""
+        return max((b - a for a, b in zip(self.arrived_at, self.arrived_at[1:], strict=False)), default=0.0)
+
+
+def prompts(count: int, seed: int = 7) -> tuple[str, ...]:
+    """Return `count` different prompts of 20 to 120 words."""
+    chance = random.Random(seed)
+    return tuple(
+        " ".join([f"{n}", *(chance.choice(WORDS) for _ in range(chance.randint(20, 120)))]) for n in range(count)
+    )
+
+
+class Load:
+    """Keeps `concurrency` streams open until told to stop."""
+
+    def __init__(self, base_url: str, model: str, max_tokens: int, concurrency: int = 24) -> None:
+        self.client = openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=600)
+        self.model, self.max_tokens, self.concurrency = model, max_tokens, concurrency
+        self.references: tuple[Reference, ...] = ()
+        self.streams: list[Stream] = []
+        self.screened_out = 0
+        self._stopping = asyncio.Event()
+
+    async def record_references(
+        self, wanted: int, progress: Callable[[int], None] = lambda _: None, at_once: int = 8
+    ) -> None:
+        """Run prompts uninterrupted and keep those without near-ties."""
+        candidates = prompts(wanted * 2)
+        kept: list[Reference] = []
+        for start in range(0, len(candidates), at_once):
+            found = await asyncio.gather(*(self._reference(p) for p in candidates[start : start + at_once]))
+            kept += [r for r in found if r.smallest_gap >= SMALLEST_GAP]
+            self.screened_out += sum(r.smallest_gap < SMALLEST_GAP for r in found)
+            progress(min(len(kept), wanted))
+            if len(kept) >= wanted:
+                break
+        if len(kept) < wanted:
+            raise RuntimeError(f"only {len(kept)} of {len(candidates)} prompts have no near-tie; {wanted} are needed")
+        self.references = tuple(kept[:wanted])
+
+    async def _reference(self, prompt: str) -> Reference:
+        answer = await self.client.chat.completions.create(
+            model=self.model,
+            messages=[{"role": "user", "content": prompt}],
+            max_tokens=self.max_tokens,
+            temperature=0,
+            logprobs=True,
+            top_logprobs=2,
+            extra_body={"ignore_eos": True},
+        )
+        logprobs = answer.choices[0].logprobs
+        if logprobs is None or logprobs.content is None or len(logprobs.content) != self.max_tokens:
+            raise RuntimeError(
+                f"the reference run of {prompt[:30]!r} did not return {self.max_tokens} tokens with logprobs"
+            )
+        gaps = [abs(t.top_logprobs[0].logprob - t.top_logprobs[1].logprob) for t in logprobs.content]
+        return Reference(prompt, tuple(_token(t) for t in logprobs.content), min(gaps))
+
+    def stop(self) -> None:
+        """Let the open streams end and open no more."""
+        self._stopping.set()
+
+    async def run(self, on_end: Callable[[Stream], None] = lambda _: None) -> None:
+        """Keep `concurrency` streams open until `stop` is called and all have ended."""
+        await asyncio.gather(*(self._client(number, on_end) for number in range(self.concurrency)))
+
+    async def _client(self, number: int, on_end: Callable[[Stream], None]) -> None:
+        turn = number
+        while not self._stopping.is_set():
+            reference = self.references[turn % len(self.references)]
+            turn += self.concurrency
+            on_end(await self._stream(reference))
+
+    async def _stream(self, reference: Reference) -> Stream:
+        stream = Stream(reference.prompt, time.monotonic())
+        self.streams.append(stream)
+        try:
+            answer = await self.client.chat.completions.create(
+                model=self.model,
+                messages=[{"role": "user", "content": reference.prompt}],
+                max_tokens=self.max_tokens,
+                temperature=0,
+                logprobs=True,
+                stream=True,
+                extra_body={"ignore_eos": True},
+            )
+            async for chunk in answer:
+                for choice in chunk.choices:
+                    if choice.logprobs is not None and choice.logprobs.content:
+                        stream.tokens += [_token(t) for t in choice.logprobs.content]
+                        stream.arrived_at.append(time.monotonic())
+                    stream.finish_reason = choice.finish_reason or stream.finish_reason
+        except openai.OpenAIError as error:
+            stream.error = f"{type(error).__name__}: {error}"
+        stream.identical = tuple(stream.tokens) == reference.tokens
+        return stream
+
+
+def _token(entry: object) -> str:
+    """Return a token's bytes as text that tells any two tokens apart, even halves of a character."""
+    raw = getattr(entry, "bytes", None)
+    return bytes(raw).hex() if raw is not None else str(getattr(entry, "token", ""))
