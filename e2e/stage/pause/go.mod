@@ -1,0 +1,3 @@
+module medley.dev/stage/pause
+
+go 1.26.0
