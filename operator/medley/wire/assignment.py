@@ -42,6 +42,12 @@ class DrainRequest(Message):
     deadline: datetime | None = None
 
 
+class Capability(StrEnum):
+    """What an engine can do beyond plain vLLM; a router may use only what the engine's report names."""
+
+    RESUME_EXACT = "resume-exact"  # committed tokens may come back as output tokens, see wire/resume.py
+
+
 class EnginePhase(StrEnum):
     """What a supervisor's engine is doing."""
 
@@ -65,3 +71,5 @@ class EngineReport(Message):
     restarts: int = 0  # of vLLM, within this pod
     message: str = ""  # for people: why it failed or stalled, in the engine's own words
     engine_version: str = ""
+    # Plain strings, so that an older router reads the report of a newer engine; the known ones are `Capability`.
+    capabilities: tuple[str, ...] = ()
