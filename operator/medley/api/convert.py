@@ -1,0 +1,189 @@
+"""From manifests to core values: the border at which dicts end. Called by the operator's observation and by `medley plan`.
+
+`read_*` check a manifest and return its model; `service`, `accelerator_class` and `profile` return what planning works with.
+Errors are `InvalidInputError` with the path of the field and the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from medley.api.acceleratorclass import AcceleratorClass, Zone
+from medley.api.llmservice import Distribution, LLMService, LLMServiceSpec
+from medley.api.migration import Migration
+from medley.api.performanceprofile import PerformanceProfile, Point
+from medley.core import accelerators, units
+from medley.core.accelerators import Market, NodeOffer, Shape
+from medley.core.errors import InvalidInputError
+from medley.core.profiles import Latency, LatencyPoint, Profile
+from medley.core.service import Forecast, Histogram, Limits, Service, SpotPolicy
+from medley.core.workload import SizeGrid, Slo
+
+_Object = TypeVar("_Object", bound=BaseModel)
+
+
+def read_llm_service(manifest: Mapping[str, Any]) -> LLMService:
+    """Check an LLMService manifest and return its model, defaults filled in."""
+    return _read(LLMService, manifest)
+
+
+def read_accelerator_class(manifest: Mapping[str, Any]) -> AcceleratorClass:
+    """Check an AcceleratorClass manifest and return its model, defaults filled in."""
+    return _read(AcceleratorClass, manifest)
+
+
+def read_performance_profile(manifest: Mapping[str, Any]) -> PerformanceProfile:
+    """Check a PerformanceProfile manifest and return its model, defaults filled in."""
+    return _read(PerformanceProfile, manifest)
+
+
+def read_migration(manifest: Mapping[str, Any]) -> Migration:
+    """Check a Migration manifest and return its model, defaults filled in."""
+    return _read(Migration, manifest)
+
+
+def service(item: LLMService) -> Service:
+    """Return what planning works with."""
+    spec = item.spec
+    return Service(
+        namespace=item.metadata.namespace,
+        name=item.metadata.name,
+        uid=item.metadata.uid,
+        generation=item.metadata.generation,
+        model=spec.model.name,
+        max_model_len=spec.model.max_model_len,
+        slo=slo(spec),
+        forecast=forecast(spec),
+        workload_source=spec.workload.source,
+        classes=spec.accelerators.classes,
+        zones=spec.accelerators.zones,
+        spot=spot_policy(spec),
+        limits=limits(spec),
+        migration=spec.migration.mode,
+        mode=spec.mode,
+    )
+
+
+def slo(spec: LLMServiceSpec) -> Slo:
+    """Return the promise."""
+    return Slo(
+        percentile=spec.slo.percentile,
+        ttft=None if spec.slo.ttft is None else units.duration(spec.slo.ttft, field="spec.slo.ttft"),
+        tpot=None if spec.slo.tpot is None else units.duration(spec.slo.tpot, field="spec.slo.tpot"),
+    )
+
+
+def forecast(spec: LLMServiceSpec) -> Forecast:
+    """Return the expected traffic; a preset stays a name, which planning knows."""
+    return Forecast(spec.workload.requests_per_second, _distribution(spec.workload.distribution))
+
+
+def spot_policy(spec: LLMServiceSpec) -> SpotPolicy:
+    """Return how much may depend on spot."""
+    floor, survive = spec.spot.on_demand_floor, spec.spot.survive_zone_loss
+    return SpotPolicy(
+        use=spec.spot.policy,
+        on_demand_floor=0.0 if floor is None else units.percent(floor, field="spec.spot.onDemandFloor"),
+        survive_zone_loss=0.0 if survive is None else units.percent(survive, field="spec.spot.surviveZoneLoss"),
+    )
+
+
+def limits(spec: LLMServiceSpec) -> Limits:
+    """Return the bounds that no plan crosses."""
+    most = spec.limits.max_usd_per_hour
+    return Limits(
+        max_usd_per_hour=None if most is None else units.usd(most, field="spec.limits.maxUSDPerHour"),
+        max_replicas=spec.limits.max_replicas,
+        min_replicas=spec.limits.min_replicas,
+    )
+
+
+def accelerator_class(item: AcceleratorClass) -> accelerators.AcceleratorClass:
+    """Return the class with one offer per zone and market that has a price; prices in USD per node-hour."""
+    spec = item.spec
+    existing, karpenter = spec.nodes.existing, spec.nodes.karpenter
+    nodes: accelerators.KarpenterNodes | accelerators.ExistingNodes
+    if karpenter is not None:
+        reference = karpenter.node_class_ref
+        nodes = accelerators.KarpenterNodes(reference.group, reference.kind, reference.name, karpenter.instance_types)
+    elif existing is not None:
+        nodes = accelerators.ExistingNodes(tuple(sorted(existing.node_selector.items())))
+    else:
+        raise InvalidInputError("spec.nodes", "set exactly one of karpenter, existing")
+    offers = (offer for zone in spec.zones for offer in _offers(zone))
+    return accelerators.AcceleratorClass(
+        name=item.metadata.name,
+        uid=item.metadata.uid,
+        gpu_memory_bytes=units.memory_bytes(spec.gpu.memory, field="spec.gpu.memory"),
+        gpus_per_node=spec.gpu.per_node,
+        resource_name=spec.gpu.resource_name,
+        nodes=nodes,
+        offers=tuple(offer for offer in offers if existing is None or offer.market is existing.market),
+        engine_image=spec.engine.image,
+    )
+
+
+def profile(item: PerformanceProfile) -> Profile:
+    """Return the measured points, ordered by size and rate."""
+    spec = item.spec
+    points = sorted(spec.points, key=lambda point: (point.input_tokens, point.output_tokens, point.requests_per_second))
+    return Profile(
+        name=item.metadata.name,
+        model=spec.model,
+        shape=Shape(spec.accelerator_class, spec.tensor_parallel, spec.pipeline_parallel),
+        source=spec.source,
+        measured_at=spec.measured_at,
+        max_model_len=spec.max_model_len,
+        max_running=spec.max_running,
+        points=tuple(_point(point) for point in points),
+    )
+
+
+def _distribution(written: Distribution) -> str | Histogram:
+    if written.histogram is None:
+        return written.preset or "chat"
+    grid = SizeGrid(written.histogram.input_edges, written.histogram.output_edges)
+    return Histogram(grid, written.histogram.weights)
+
+
+def _offers(zone: Zone) -> tuple[NodeOffer, ...]:
+    sold = (
+        (Market.ON_DEMAND, "perHour", zone.per_hour, zone.max_nodes, 0.0),
+        (Market.SPOT, "spotPerHour", zone.spot_per_hour, zone.max_spot_nodes, zone.spot_interruptions_per_hour),
+        (Market.RESERVED, "reservedPerHour", zone.reserved_per_hour, zone.max_reserved_nodes, 0.0),
+    )
+    return tuple(
+        NodeOffer(market, zone.name, float(units.usd(price, field=f"spec.zones[{zone.name}].{field}")), cap, rate)
+        for market, field, price, cap, rate in sold
+        if price is not None
+    )
+
+
+def _point(point: Point) -> LatencyPoint:
+    field = "spec.points.latencies"
+    return LatencyPoint(
+        input_tokens=point.input_tokens,
+        output_tokens=point.output_tokens,
+        requests_per_second=point.requests_per_second,
+        latencies=tuple(
+            Latency(
+                percentile=latency.percentile,
+                ttft=units.duration(latency.ttft, field=f"{field}.ttft"),
+                tpot=units.duration(latency.tpot, field=f"{field}.tpot"),
+            )
+            for latency in point.latencies
+        ),
+    )
+
+
+def _read(kind: type[_Object], manifest: Mapping[str, Any]) -> _Object:
+    try:
+        return kind.model_validate(manifest, by_alias=True, by_name=False)
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False)
+        path = ".".join(str(step) for step in first["loc"]) + first.get("ctx", {}).get("path", "")
+        more = f" (and {len(others)} more)" if others else ""
+        raise InvalidInputError(path or kind.__name__, f"{first['msg']}{more}") from error

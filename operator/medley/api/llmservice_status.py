@@ -1,0 +1,147 @@
+"""Status of an LLMService: what the operator writes, what routers follow (`plan.routing`), what kubectl shows.
+
+Nothing here ticks: a pass that changes nothing writes nothing. Money and percentages are strings, ready for people.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import Field
+
+from medley.api.base import ConditionEntry, Observed
+from medley.core.accelerators import Market
+
+_CONDITIONS = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+
+
+class ReplicaCounts(Observed):
+    """Replicas of a service."""
+
+    desired: int = 0
+    """Replicas that the plan wants."""
+    ready: int = 0
+    """Replicas that serve and are not leaving."""
+    spot: int = 0
+    """Replicas that serve from spot nodes."""
+    summary: str = ""
+    """ready/desired, for kubectl."""
+
+
+class PlannedOffering(Observed):
+    """Replicas of one shape in one market and zone."""
+
+    shape: str
+    """Shape key: accelerator class, with -tpN and -ppN where above 1."""
+    market: Market
+    """How its nodes are bought."""
+    zone: str
+    """Where."""
+    replicas: int
+    """Replicas wanted."""
+    ready: int = 0
+    """Replicas that serve and are not leaving."""
+    usd_per_hour: str
+    """Price of all wanted replicas of this offering, in USD per hour."""
+
+
+class RoutingShare(Observed):
+    """Part of one arrival class that goes to one shape."""
+
+    input: int
+    """Index of the input range."""
+    output: int
+    """Index of the output range, by max_tokens."""
+    shape: str
+    """Shape key."""
+    share: float
+    """Fraction of the class's requests, above 0, at most 1."""
+
+
+class Routing(Observed):
+    """What the routers follow."""
+
+    input_edges: tuple[int, ...] = ()
+    """Upper edges, inclusive, of the ranges of input tokens; a larger request belongs to the last."""
+    output_edges: tuple[int, ...] = ()
+    """Upper edges, inclusive, of the ranges of max_tokens."""
+    shares: tuple[RoutingShare, ...] = ()
+    """One entry per class and shape with a share above 0."""
+
+
+class NotUsed(Observed):
+    """An accelerator class, or one market of it, that the plan does not use."""
+
+    accelerator_class: Annotated[str, Field(alias="class")]
+    """The class."""
+    market: Market | None = None
+    """The market; all of them if absent."""
+    reason: str
+    """Why, with the number that decides."""
+
+
+class Infeasible(Observed):
+    """What the plan cannot do."""
+
+    unmet_requests_per_second: str = ""
+    """Demand that no permitted plan serves within the SLO."""
+    binding: str = ""
+    """The field whose bound stands in the way."""
+    remedy: str = ""
+    """What to change."""
+
+
+class PlanStatus(Observed):
+    """The plan in force, or with mode Plan the plan proposed."""
+
+    offerings: tuple[PlannedOffering, ...] = ()
+    """What should exist."""
+    routing: Routing | None = None
+    """How requests are shared out."""
+    usd_per_hour: str = ""
+    """Price of the plan, in USD per hour."""
+    on_demand_usd_per_hour: Annotated[str, Field(alias="onDemandUSDPerHour")] = ""
+    """Price of the cheapest plan without spot, for the same demand and SLO, in USD per hour."""
+    saved_percent: str = ""
+    """Saving against that plan: 62%."""
+    gap: str = ""
+    """How far from the optimum the plan may be at most: 0%."""
+    not_used: tuple[NotUsed, ...] = ()
+    """For every class not used, why."""
+    infeasible: Infeasible | None = None
+    """Set if the demand cannot be met."""
+    computed_at: datetime | None = None
+    """When this plan replaced the one before."""
+
+
+class Unavailable(Observed):
+    """An offering that could not be had, remembered for a while."""
+
+    shape: str
+    """Shape key."""
+    market: Market
+    """How its nodes are bought."""
+    zone: str
+    """Where."""
+    until: datetime
+    """When it is tried again."""
+    reason: str = ""
+    """What the cluster said."""
+
+
+class LLMServiceStatus(Observed):
+    """What is."""
+
+    observed_generation: int | None = None
+    """The metadata.generation that this status is about."""
+    conditions: Annotated[tuple[ConditionEntry, ...], Field(json_schema_extra=_CONDITIONS)] = ()
+    """WorkloadObserved, ProfilesReady, PlanFeasible, CapacityReady, SpotHedged, MigrationReady, Ready."""
+    replicas: ReplicaCounts | None = None
+    """Replicas wanted and there."""
+    plan: PlanStatus | None = None
+    """The plan in force."""
+    unavailable: tuple[Unavailable, ...] = ()
+    """Offerings that could not be had lately."""
+    url: str = ""
+    """Where clients inside the cluster reach the OpenAI API."""

@@ -1,0 +1,119 @@
+"""PerformanceProfile: what one replica of a model on a shape was measured to do, before any SLO is applied; cluster-scoped."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from medley.api.base import Duration, Metadata, Part, Rule, Text, unique
+from medley.core.names import API_VERSION
+from medley.core.profiles import ProfileSource
+
+
+class LatencySpec(Part):
+    """Latencies that this percentile of requests stayed within."""
+
+    percentile: Annotated[float, Field(gt=0, lt=100)]
+    """Percentile over requests."""
+    ttft: Duration
+    """Time to first token: 180ms."""
+    tpot: Duration
+    """Time per output token: 21ms, or 8300us where milliseconds are too coarse."""
+
+
+class Point(Part):
+    """What requests of one size met at one rate on one replica, with Poisson arrivals."""
+
+    rules: ClassVar = (
+        Rule(
+            "self.latencies.map(latency, latency.percentile).isSorted() && "
+            "self.latencies.all(one, self.latencies.exists_one(other, other.percentile == one.percentile))",
+            lambda point: all(a.percentile < b.percentile for a, b in pairwise(point.latencies)),
+            "latencies must ascend by percentile, each percentile once",
+            ".latencies",
+        ),
+    )
+
+    input_tokens: Annotated[int, Field(ge=1, le=10_000_000)]
+    """Input tokens of every request."""
+    output_tokens: Annotated[int, Field(ge=1, le=10_000_000)]
+    """Output tokens of every request."""
+    requests_per_second: Annotated[float, Field(gt=0, le=100_000)]
+    """Rate of arrival at the one replica."""
+    latencies: Annotated[tuple[LatencySpec, ...], Field(min_length=1, max_length=8)]
+    """Latencies met, by ascending percentile."""
+
+
+class PerformanceProfileSpec(Part):
+    """Latencies of one model on one shape."""
+
+    rules: ClassVar = (
+        Rule(
+            "self.source == 'Estimated' || has(self.measuredAt)",
+            lambda spec: spec.source is ProfileSource.ESTIMATED or spec.measured_at is not None,
+            "a profile that is not Estimated needs measuredAt, for example 2026-05-01T12:00:00Z",
+            ".measuredAt",
+        ),
+        Rule(
+            "self.points.all(point, point.inputTokens + point.outputTokens <= self.maxModelLen)",
+            lambda spec: all(point.input_tokens + point.output_tokens <= spec.max_model_len for point in spec.points),
+            "a point is longer than maxModelLen {maxModelLen}: such requests cannot be served; raise maxModelLen or remove it",
+            ".points",
+        ),
+        Rule(
+            None,
+            lambda spec: unique(
+                tuple((point.input_tokens, point.output_tokens, point.requests_per_second) for point in spec.points)
+            ),
+            "two points are of the same size and rate: keep one",
+            ".points",
+        ),
+    )
+
+    model: Text
+    """Model, as LLMService spec.model.name writes it."""
+    accelerator_class: Text
+    """AcceleratorClass of the shape."""
+    tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
+    """Tensor-parallel size."""
+    pipeline_parallel: Annotated[int, Field(ge=1, le=64)] = 1
+    """Pipeline-parallel size."""
+    source: ProfileSource
+    """Estimated from a model of the hardware, Measured by `medley profile` or a load test, Observed in service."""
+    measured_at: datetime | None = None
+    """When it was measured."""
+    confidence: Literal["Low", "Medium", "High"] | None = None
+    """How far its author trusts it; for people, no plan depends on it."""
+    max_model_len: Annotated[int, Field(ge=16, le=10_000_000)]
+    """Longest request, input + output, in tokens, that one replica holds."""
+    max_running: Annotated[int, Field(ge=1, le=100_000)] = 64
+    """Requests that may run at once in one replica."""
+    points: Annotated[
+        tuple[Point, ...],
+        Field(
+            min_length=1,
+            max_length=600,
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["inputTokens", "outputTokens", "requestsPerSecond"],
+            },
+        ),
+    ]
+    """Measured points."""
+
+
+class PerformanceProfileStatus(Part):
+    """What is; medley writes nothing here yet."""
+
+
+class PerformanceProfile(Part):
+    """What one replica of a model on a shape was measured to do, before any SLO is applied."""
+
+    api_version: Literal["medley.dev/v1alpha1"] = API_VERSION
+    kind: Literal["PerformanceProfile"] = "PerformanceProfile"
+    metadata: Metadata
+    spec: PerformanceProfileSpec
+    """What was measured."""
