@@ -1,0 +1,176 @@
+"""What routers and engines say to each other: vLLM 0.32's token-in, token-out protocol, as values.
+
+`POST /v1/{chat/completions,completions}/render` turns a client's request into token ids and sampling parameters
+(`Rendered`); `POST /inference/v1/generate` takes them and streams server-sent events of JSON (`TokenEvent`). the router and by its stub engine. Only the fields that medley uses are parsed; others may come and go.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from medley.core.errors import EngineError
+
+GENERATE_PATH = "/inference/v1/generate"
+RENDER_CHAT_PATH = "/v1/chat/completions/render"
+RENDER_COMPLETION_PATH = "/v1/completions/render"
+MODELS_PATH = "/v1/models"
+
+# vLLM leaves parameters at their default out of a rendered request; these are the ones medley has to know.
+DEFAULT_MAX_TOKENS = 16
+FINISHED_BY_ABORT = "abort"
+FINISHED_BY_ERROR = "error"
+
+# Answered in a rendered request, but the router's own business or a new value at each attempt.
+_NOT_FORWARDED = frozenset({
+    "request_id", "token_ids", "token_offsets", "sampling_params", "model", "stream", "stream_options", "output_mode",
+    "return_token_ids", "kv_transfer_params", "ec_transfer_params",
+})  # fmt: skip
+# The router splits n, seeds each choice, and looks for stop strings in the text that it makes itself. The rest is how
+# the engine's own front end would deliver text.
+_NOT_SAMPLED = frozenset({
+    "n", "seed", "stop", "max_tokens", "min_tokens", "output_kind", "skip_clone", "output_text_buffer_length",
+    "include_stop_str_in_output", "detokenize", "skip_special_tokens", "spaces_between_special_tokens", "extra_args",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A client's request as the engine understands it: one prompt, resolved against the model's defaults."""
+
+    token_ids: tuple[int, ...]
+    max_tokens: int
+    min_tokens: int
+    sampling: Mapping[str, Any]  # vLLM's SamplingParams, less what the router does itself
+    attachments: Mapping[str, Any]  # multimodal features, cache salt and the like: sent back to the engine as they came
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateCall:
+    """One `POST /inference/v1/generate`."""
+
+    request_id: str
+    token_ids: Sequence[int]
+    sampling: Mapping[str, Any]
+    attachments: Mapping[str, Any]
+
+    def body(self) -> bytes:
+        """Return the JSON body; always streaming, always tokens without text."""
+        return json.dumps(
+            {
+                **self.attachments,
+                "request_id": self.request_id,
+                "token_ids": self.token_ids,
+                "sampling_params": {**self.sampling, "detokenize": False},
+                "stream": True,
+            },
+            separators=(",", ":"),
+        ).encode()
+
+
+class TokenLogprob(NamedTuple):
+    """A sampled token's log probability and the likeliest tokens at its position, the sampled one first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+class TokenEvent(NamedTuple):
+    """New tokens of one request. `logprobs` is empty if none were asked for, else one entry per token."""
+
+    token_ids: list[int]
+    finish_reason: str | None
+    stop_reason: int | str | None
+    logprobs: tuple[TokenLogprob, ...]
+
+
+class EngineFault(NamedTuple):
+    """The engine gave up on a request; a code below 500 says that the request itself is at fault."""
+
+    code: int
+    message: str
+    param: str | None
+
+
+def parse_rendered(answer: Mapping[str, Any]) -> Rendered:
+    """Parse what a render endpoint answers for one prompt; `EngineError` if it is not that."""
+    try:
+        token_ids, sampling = answer["token_ids"], answer["sampling_params"]
+        return Rendered(
+            token_ids=tuple(token_ids),
+            max_tokens=int(sampling.get("max_tokens", DEFAULT_MAX_TOKENS)),
+            min_tokens=int(sampling.get("min_tokens", 0)),
+            sampling={k: v for k, v in sampling.items() if k not in _NOT_SAMPLED and v is not None},
+            attachments={k: v for k, v in answer.items() if k not in _NOT_FORWARDED and v is not None},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise EngineError(f"reading a rendered request: expected token_ids and sampling_params, {error!r}") from error
+
+
+def parse_event(payload: bytes) -> TokenEvent | EngineFault | None:
+    """Parse the data of one server-sent event; None if it carries no tokens (`[DONE]`, usage)."""
+    if payload == b"[DONE]":
+        return None
+    try:
+        event = json.loads(payload)
+        choices = event.get("choices")
+        if not choices:
+            return _fault(event["error"]) if "error" in event else None
+        choice = choices[0]
+        logprobs = choice.get("logprobs")
+        return TokenEvent(
+            choice.get("token_ids") or [],
+            choice.get("finish_reason"),
+            choice.get("stop_reason"),
+            _logprobs(logprobs["content"]) if logprobs and logprobs.get("content") else (),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise EngineError(f"reading an engine's event: {error!r} in {payload[:200]!r}") from error
+
+
+def parse_fault(status: int, body: bytes) -> EngineFault:
+    """Parse the body of an error answer (`{"error": {...}}`); anything else becomes its message."""
+    try:
+        fault = _fault(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        fault = EngineFault(status, body[:500].decode(errors="replace") or f"status {status}", None)
+    return fault._replace(code=status)
+
+
+def _fault(error: Any) -> EngineFault:
+    if isinstance(error, str):
+        return EngineFault(500, error, None)
+    code = error.get("code")
+    return EngineFault(
+        code if isinstance(code, int) else 500, str(error.get("message", "no message")), error.get("param")
+    )
+
+
+def _logprobs(content: Sequence[Mapping[str, Any]]) -> tuple[TokenLogprob, ...]:
+    return tuple(
+        TokenLogprob(
+            entry["token_id"],
+            entry["logprob"],
+            tuple((top["token_id"], top["logprob"]) for top in entry.get("top_logprobs") or ()),
+        )
+        for entry in content
+    )
+
+
+class EventSplitter:
+    """Cuts a byte stream into the data of its server-sent events. What is incomplete waits; it is never parsed."""
+
+    __slots__ = ("_pending",)
+
+    def __init__(self) -> None:
+        self._pending = b""
+
+    def feed(self, block: bytes) -> list[bytes]:
+        """Return the data of the events that `block` completes."""
+        if self._pending:
+            block = self._pending + block
+        *events, self._pending = block.split(b"\n\n")
+        return [event[6:] for event in events if event.startswith(b"data: ")]
