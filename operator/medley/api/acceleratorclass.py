@@ -19,9 +19,8 @@ from medley.api.base import (
     exactly_one,
     unique,
 )
-from medley.api.llmservice import EnvVar
+from medley.api.pods import EnvVar
 from medley.core.accelerators import Market
-from medley.core.names import API_VERSION
 
 _PRICE = {Market.ON_DEMAND: "per_hour", Market.SPOT: "spot_per_hour", Market.RESERVED: "reserved_per_hour"}
 
@@ -162,7 +161,8 @@ class AcceleratorClassSpec(Part):
 
     rules: ClassVar = (
         Rule(
-            "!has(self.nodes.existing) || self.zones.all(zone, self.nodes.existing.market == 'spot' ? has(zone.spotPerHour) : "
+            "!has(self.nodes.existing) || self.zones.all(zone, "
+            "self.nodes.existing.market == 'spot' ? has(zone.spotPerHour) : "
             "self.nodes.existing.market == 'reserved' ? has(zone.reservedPerHour) : has(zone.perHour))",
             lambda spec: (
                 spec.nodes.existing is None
@@ -229,7 +229,7 @@ class AcceleratorClass(Part):
         ),
     )
 
-    api_version: Literal["medley.dev/v1alpha1"] = API_VERSION
+    api_version: Literal["medley.dev/v1alpha1"] = "medley.dev/v1alpha1"
     kind: Literal["AcceleratorClass"] = "AcceleratorClass"
     metadata: Metadata
     spec: AcceleratorClassSpec

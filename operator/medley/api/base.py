@@ -1,8 +1,8 @@
 """What all objects share: strictness, camelCase, canonical text forms, and rules that are CEL and Python at once.
 
-Every model of `medley.api` derives from `Part` (what a person writes) or `Observed` (what medley writes). A rule is stated
-once, with one message, and holds at both borders: the API server evaluates its CEL form at `kubectl apply`; pydantic
-evaluates its Python form where no API server is at hand (`medley plan`).
+Every model of `medley.api` derives from `Part` (what a person writes) or `Observed` (what medley writes). A rule is
+stated once, with one message, and holds at both borders: the API server evaluates its CEL form at `kubectl apply`;
+pydantic evaluates its Python form where no API server is at hand (`medley plan`).
 """
 
 from __future__ import annotations
@@ -97,6 +97,22 @@ class Part(BaseModel):
         return self
 
 
+class LocalName(Part):
+    """Names an object of the same namespace."""
+
+    name: Text
+    """Name of the object."""
+
+
+class KeyRef(Part):
+    """Names one key of an object of the same namespace."""
+
+    name: Text
+    """Name of the object."""
+    key: Text
+    """Key within the object."""
+
+
 class Observed(Part):
     """A part of an object that medley writes: fields of another version of medley are passed over."""
 
@@ -113,8 +129,8 @@ class Metadata(BaseModel):
     uid: str = ""
     generation: int = 0
     resource_version: str = ""
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
+    labels: dict[str, str] = Field(default={})
+    annotations: dict[str, str] = Field(default={})
     finalizers: tuple[str, ...] = ()
     creation_timestamp: datetime | None = None
     deletion_timestamp: datetime | None = None

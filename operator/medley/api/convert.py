@@ -1,6 +1,6 @@
-"""From manifests to core values: the border at which dicts end. Called by the operator's observation and by `medley plan`.
+"""From manifests to core values: the border at which dicts end. The operator and `medley plan` call it.
 
-`read_*` check a manifest and return its model; `service`, `accelerator_class` and `profile` return what planning works with.
+`read_*` check a manifest and return its model; `service`, `accelerator_class` and `profile` return what planning uses.
 Errors are `InvalidInputError` with the path of the field and the remedy.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from medley.api.acceleratorclass import AcceleratorClass, Zone
 from medley.api.llmservice import Distribution, LLMService, LLMServiceSpec
@@ -179,6 +180,14 @@ def _point(point: Point) -> LatencyPoint:
     )
 
 
+_REMEDIES = {
+    units.DURATION_PATTERN: "expected a duration such as 40ms, 2s, 10m or 1h",
+    units.PERCENT_PATTERN: "expected a whole percentage from 0% to 100%",
+    units.MONEY_PATTERN: 'expected US dollars as a string such as "0.36"',
+    units.MEMORY_PATTERN: "expected a memory size such as 24Gi",
+}
+
+
 def _read(kind: type[_Object], manifest: Mapping[str, Any]) -> _Object:
     try:
         return kind.model_validate(manifest, by_alias=True, by_name=False)
@@ -186,4 +195,20 @@ def _read(kind: type[_Object], manifest: Mapping[str, Any]) -> _Object:
         first, *others = error.errors(include_url=False)
         path = ".".join(str(step) for step in first["loc"]) + first.get("ctx", {}).get("path", "")
         more = f" (and {len(others)} more)" if others else ""
-        raise InvalidInputError(path or kind.__name__, f"{first['msg']}{more}") from error
+        raise InvalidInputError(path or kind.__name__, f"{_explained(first)}{more}") from error
+
+
+def _explained(error: ErrorDetails) -> str:
+    """Say what is wrong and what to write instead."""
+    match error["type"]:
+        case "extra_forbidden":
+            return "there is no such field: check its spelling and its indentation"
+        case "missing":
+            return "this field is required"
+        case "string_pattern_mismatch":
+            pattern = str(error.get("ctx", {}).get("pattern"))
+            return f"{_REMEDIES.get(pattern, f'expected a match of {pattern}')}, got {error['input']!r}"
+        case "rule":
+            return error["msg"]
+        case _:
+            return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"

@@ -2,233 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from medley.api.base import (
-    AnyObject,
-    Duration,
-    Metadata,
-    Money,
-    Part,
-    Percent,
-    Quantity,
-    Rule,
-    Text,
-    exactly_one,
-    unique,
-)
+from medley.api.base import Duration, Metadata, Money, Part, Percent, Rule, Text, exactly_one, unique
 from medley.api.llmservice_status import LLMServiceStatus
-from medley.core.names import API_VERSION
+from medley.api.model import Model
+from medley.api.pods import Engine, Resources
 from medley.core.service import MigrationMode, OperatingMode, SpotUse, WorkloadSource
-
-# Arguments of vLLM that medley gives itself; a second value would make the engine something else than was planned.
-OWN_ARGUMENTS = (
-    "--model",
-    "--served-model-name",
-    "--host",
-    "--port",
-    "--api-key",
-    "--max-model-len",
-    "--tensor-parallel-size",
-    "-tp",
-    "--pipeline-parallel-size",
-    "-pp",
-    "--data-parallel-size",
-    "-dp",
-    "--kv-transfer-config",
-    "--revision",
-)
-
-
-class LocalName(Part):
-    """Names an object of the same namespace."""
-
-    name: Text
-    """Name of the object."""
-
-
-class KeyRef(Part):
-    """Names one key of an object of the same namespace."""
-
-    name: Text
-    """Name of the object."""
-    key: Text
-    """Key within the object."""
-
-
-class HubSource(Part):
-    """A model hub that vLLM downloads from (Hugging Face)."""
-
-    revision: Annotated[str, Field(min_length=1, max_length=128)] | None = None
-    """Branch, tag or commit; the hub's default if absent. A commit makes replicas equal for ever."""
-    token_secret_ref: KeyRef | None = None
-    """Secret with an access token, for gated models."""
-
-
-_RELATIVE = r"^$|^[^/].*$"
-
-
-_STAYS_INSIDE = Rule(
-    "!('..' in self.path.split('/'))",
-    lambda part: ".." not in part.path.split("/"),
-    "path must stay inside the volume: write it without '..', from the volume's root",
-    ".path",
-)
-
-
-class PvcSource(Part):
-    """A PersistentVolumeClaim that holds the model; it is mounted read-only by every engine."""
-
-    rules: ClassVar = (_STAYS_INSIDE,)
-
-    claim_name: Text
-    """Name of the claim."""
-    path: Annotated[str, Field(pattern=_RELATIVE, max_length=1024)] = ""
-    """Folder of the model within the claim, without a leading slash; empty: the root of the claim."""
-
-
-class ImageSource(Part):
-    """An OCI image that holds the model, mounted as an image volume (Kubernetes 1.35 and later have it on)."""
-
-    rules: ClassVar = (_STAYS_INSIDE,)
-
-    reference: Annotated[str, Field(min_length=1, max_length=1024)]
-    """Image, for example registry.example/models/llama-2-7b:1."""
-    path: Annotated[str, Field(pattern=_RELATIVE, max_length=1024)] = ""
-    """Folder of the model within the image, without a leading slash; empty: the root of the image."""
-
-
-class ModelSource(Part):
-    """Where engines get the model from."""
-
-    rules: ClassVar = (
-        exactly_one("hub", "pvc", "image", remedy="a model has one source; leave source out to use the hub"),
-    )
-
-    hub: HubSource | None = None
-    """Download from a model hub by `model.name`."""
-    pvc: PvcSource | None = None
-    """Read from a PersistentVolumeClaim."""
-    image: ImageSource | None = None
-    """Read from an OCI image."""
-
-
-class Model(Part):
-    """The model."""
-
-    name: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
-    """Its name on the hub; PerformanceProfiles are found by it."""
-    source: ModelSource = ModelSource(hub=HubSource())
-    """Where engines get it from; the hub if absent."""
-    max_model_len: Annotated[int, Field(ge=16, le=10_000_000)] | None = None
-    """Longest request, input + output, in tokens; the model's own limit if absent."""
-    served_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
-    """What clients write in the field `model`; `name` if absent."""
-
-
-class EnvSource(Part):
-    """Where the value of an environment variable comes from."""
-
-    rules: ClassVar = (exactly_one("secretKeyRef", "configMapKeyRef", remedy="a value has one source"),)
-
-    secret_key_ref: KeyRef | None = None
-    """A key of a Secret."""
-    config_map_key_ref: KeyRef | None = None
-    """A key of a ConfigMap."""
-
-
-class EnvVar(Part):
-    """One environment variable of the engine."""
-
-    rules: ClassVar = (
-        Rule(
-            "!(has(self.value) && has(self.valueFrom))",
-            lambda part: part.value is None or part.value_from is None,
-            "set value or valueFrom, not both",
-        ),
-    )
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=253)]
-    """Its name."""
-    value: Annotated[str, Field(max_length=32768)] | None = None
-    """Its value."""
-    value_from: EnvSource | None = None
-    """Where its value comes from."""
-
-
-class Resources(Part):
-    """CPU and memory; GPUs are set by medley from the AcceleratorClass."""
-
-    requests: dict[str, Quantity] = {}
-    """What is reserved, by resource name."""
-    limits: dict[str, Quantity] = {}
-    """What is never exceeded, by resource name."""
-
-
-class PodMetadata(Part):
-    """Labels and annotations that engine pods get besides medley's own."""
-
-    labels: dict[str, str] = {}
-    """Labels; keys of medley.dev and app.kubernetes.io stay medley's."""
-    annotations: dict[str, str] = {}
-    """Annotations."""
-
-
-class PodTemplate(Part):
-    """What engine pods get besides what medley puts there."""
-
-    metadata: PodMetadata = PodMetadata()
-    """Labels and annotations."""
-    spec: AnyObject = {}
-    """Fields of a pod's spec: tolerations, nodeSelector, priorityClassName, volumes, ... Named lists are merged by name; the
-    engine's container is called `engine`. What medley needs itself (its volumes, probes, GPUs, affinity) wins."""
-
-
-class Engine(Part):
-    """The vLLM engine and its pods."""
-
-    rules: ClassVar = (
-        Rule(
-            f"self.args.all(each, !(each.split('=')[0] in {list(OWN_ARGUMENTS)!r}))",
-            lambda part: not any(each.split("=")[0] in OWN_ARGUMENTS for each in part.args),
-            f"medley sets these arguments itself: {' '.join(OWN_ARGUMENTS)}. Remove them; sizes, length and names come from "
-            "spec.model and the plan",
-            ".args",
-        ),
-        Rule(
-            None,
-            lambda part: unique(tuple(each.name for each in part.env)),
-            "a name occurs twice: name each variable once",
-            ".env",
-        ),
-    )
-
-    image: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
-    """vLLM image; the AcceleratorClass's if absent, then the chart's default."""
-    args: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...], Field(max_length=64)] = ()
-    """Arguments appended to vLLM's command line, for example --gpu-memory-utilization=0.92."""
-    env: Annotated[
-        tuple[EnvVar, ...],
-        Field(
-            max_length=64,
-            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-        ),
-    ] = ()
-    """Environment variables of the engine."""
-    resources: Resources = Resources()
-    """CPU and memory of the engine's container."""
-    pod_template: PodTemplate = PodTemplate()
-    """What engine pods get besides what medley puts there."""
-    image_pull_secrets: Annotated[
-        tuple[LocalName, ...],
-        Field(
-            max_length=16,
-            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-        ),
-    ] = ()
-    """Secrets for private registries, in this namespace."""
 
 
 class SloSpec(Part):
@@ -253,8 +37,12 @@ class SloSpec(Part):
 Edges = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=32)]
 
 
-def _ascending(edges: tuple[int, ...]) -> bool:
-    return list(edges) == sorted(set(edges))
+def _ascends(attribute: str) -> Callable[[Part], bool]:
+    return lambda part: all(a < b for a, b in pairwise(getattr(part, attribute)))
+
+
+def _has_no_twin(attribute: str) -> Callable[[Part], bool]:
+    return lambda part: unique(getattr(part, attribute))
 
 
 class HistogramSpec(Part):
@@ -264,7 +52,7 @@ class HistogramSpec(Part):
         *(
             Rule(
                 f"self.{name}.isSorted() && self.{name}.all(edge, self.{name}.exists_one(other, other == edge))",
-                lambda part, attribute=attribute: _ascending(getattr(part, attribute)),
+                _ascends(attribute),
                 f"{name} must ascend, each edge once: write the upper edge of every range, smallest first",
                 f".{name}",
             )
@@ -318,7 +106,7 @@ class Workload(Part):
     distribution: Distribution = Distribution(preset="chat")
     """Expected sizes."""
     source: WorkloadSource = WorkloadSource.OBSERVED
-    """Observed: what the routers measured, once they have, and the forecast until then. Forecast: always the forecast."""
+    """Observed: what the routers measured, once they have; until then the forecast. Forecast: always the forecast."""
 
 
 NameSet = Annotated[
@@ -333,7 +121,7 @@ class Accelerators(Part):
     rules: ClassVar = tuple(
         Rule(
             None,
-            lambda part, attribute=attribute: unique(getattr(part, attribute)),
+            _has_no_twin(attribute),
             f"an entry occurs twice: name each of the {attribute} once",
             f".{attribute}",
         )
@@ -369,7 +157,7 @@ class Spot(Part):
     on_demand_floor: Percent | None = None
     """At least this part of the replicas is not spot; 0% if absent."""
     survive_zone_loss: Percent | None = None
-    """This part of the demand is still served, within the SLO, when the spot nodes of one zone are lost; 0% if absent."""
+    """This part of the demand is still served, within the SLO, when one zone's spot nodes are lost; 0% if absent."""
 
 
 class LimitsSpec(Part):
@@ -402,8 +190,8 @@ class Migration(Part):
     """How running requests leave a node that goes away."""
 
     mode: MigrationMode = MigrationMode.AUTO
-    """Auto: the KV cache moves where engine and network allow it, else the token log is replayed. Live: engines that cannot
-    move their KV cache are refused. Resume: the token log is always replayed."""
+    """Auto: the KV cache moves where engine and network allow it, else the token log is replayed. Live: engines that
+    cannot move their KV cache are refused. Resume: the token log is always replayed."""
 
 
 class Router(Part):
@@ -447,7 +235,7 @@ class LLMServiceSpec(Part):
 NAME_RULE = Rule(
     "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 63",
     lambda item: _is_label(item.metadata.name),
-    "metadata.name must be a DNS label, since it names pods and Services: at most 63 of a-z, 0-9 and -, starting with a letter",
+    "metadata.name names pods and Services: write at most 63 of a-z, 0-9 and -, starting with a letter",
 )
 
 
@@ -456,7 +244,11 @@ def _is_label(name: str) -> bool:
     return 1 <= len(name) <= 63 and set(name) <= allowed and name[0].isalpha() and name[-1] != "-"  # noqa: PLR2004
 
 
-_SERVING = "!has(oldSelf.status) || oldSelf.status.?replicas.?ready.orValue(0) == 0"
+_OTHER_WEIGHTS = (
+    "running streams would go on with other weights. "
+    "Create another LLMService and move clients to it, or delete this one first"
+)
+_NOT_SERVING = "!has(oldSelf.status) || oldSelf.status.?replicas.?ready.orValue(0) == 0"
 
 
 class LLMService(Part):
@@ -465,22 +257,20 @@ class LLMService(Part):
     rules: ClassVar = (NAME_RULE,)
     transitions: ClassVar = (
         {
-            "rule": f"self.spec.model.name == oldSelf.spec.model.name || {_SERVING}",
-            "message": "the model cannot change while replicas serve, because running streams would go on with other weights: "
-            "create another LLMService and move clients to it, or delete this one first",
+            "rule": f"self.spec.model.name == oldSelf.spec.model.name || {_NOT_SERVING}",
+            "message": f"the model cannot change while replicas serve: {_OTHER_WEIGHTS}",
             "fieldPath": ".spec.model.name",
         },
         {
             "rule": "(self.spec.model.source.?hub.?revision == oldSelf.spec.model.source.?hub.?revision && "
             "self.spec.model.source.?pvc == oldSelf.spec.model.source.?pvc && "
-            f"self.spec.model.source.?image == oldSelf.spec.model.source.?image) || {_SERVING}",
-            "message": "the weights cannot change while replicas serve, because running streams would go on with other weights: "
-            "create another LLMService and move clients to it, or delete this one first",
+            f"self.spec.model.source.?image == oldSelf.spec.model.source.?image) || {_NOT_SERVING}",
+            "message": f"the source cannot change while replicas serve: {_OTHER_WEIGHTS}",
             "fieldPath": ".spec.model.source",
         },
     )
 
-    api_version: Literal["medley.dev/v1alpha1"] = API_VERSION
+    api_version: Literal["medley.dev/v1alpha1"] = "medley.dev/v1alpha1"
     kind: Literal["LLMService"] = "LLMService"
     metadata: Metadata
     spec: LLMServiceSpec

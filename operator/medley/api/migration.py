@@ -1,4 +1,4 @@
-"""Migration: one node's departure, as it concerns one service. Written by the operator alone; its memory across a crash."""
+"""Migration: one node's departure, as it concerns one service. Written by the operator, its memory across a crash."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from medley.api.base import Metadata, Observed, Part, Text
-from medley.core.names import API_VERSION
 from medley.core.notices import Cause, NoticeSource
 
 
@@ -83,7 +82,7 @@ class MigrationStatus(Observed):
 class Migration(Part):
     """The departure of a node, as it concerns one service: the notice, what moved and how, the result."""
 
-    api_version: Literal["medley.dev/v1alpha1"] = API_VERSION
+    api_version: Literal["medley.dev/v1alpha1"] = "medley.dev/v1alpha1"
     kind: Literal["Migration"] = "Migration"
     metadata: Metadata
     spec: MigrationSpec

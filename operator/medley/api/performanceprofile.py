@@ -1,4 +1,4 @@
-"""PerformanceProfile: what one replica of a model on a shape was measured to do, before any SLO is applied; cluster-scoped."""
+"""PerformanceProfile: what one replica of a model on a shape was measured to do, before any SLO is applied."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from medley.api.base import Duration, Metadata, Part, Rule, Text, unique
-from medley.core.names import API_VERSION
 from medley.core.profiles import ProfileSource
 
 
@@ -60,7 +59,7 @@ class PerformanceProfileSpec(Part):
         Rule(
             "self.points.all(point, point.inputTokens + point.outputTokens <= self.maxModelLen)",
             lambda spec: all(point.input_tokens + point.output_tokens <= spec.max_model_len for point in spec.points),
-            "a point is longer than maxModelLen {maxModelLen}: such requests cannot be served; raise maxModelLen or remove it",
+            "a point is longer than maxModelLen {maxModelLen}, so it cannot be served: raise maxModelLen or remove it",
             ".points",
         ),
         Rule(
@@ -112,7 +111,7 @@ class PerformanceProfileStatus(Part):
 class PerformanceProfile(Part):
     """What one replica of a model on a shape was measured to do, before any SLO is applied."""
 
-    api_version: Literal["medley.dev/v1alpha1"] = API_VERSION
+    api_version: Literal["medley.dev/v1alpha1"] = "medley.dev/v1alpha1"
     kind: Literal["PerformanceProfile"] = "PerformanceProfile"
     metadata: Metadata
     spec: PerformanceProfileSpec

@@ -1,0 +1,129 @@
+"""What people may set about engine pods, in an LLMService and in an AcceleratorClass."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from medley.api.base import AnyObject, KeyRef, LocalName, Part, Quantity, Rule, exactly_one, unique
+
+# Arguments of vLLM that medley gives itself; a second value would make the engine something else than was planned.
+OWN_ARGUMENTS = (
+    "--model",
+    "--served-model-name",
+    "--host",
+    "--port",
+    "--api-key",
+    "--max-model-len",
+    "--tensor-parallel-size",
+    "-tp",
+    "--pipeline-parallel-size",
+    "-pp",
+    "--data-parallel-size",
+    "-dp",
+    "--kv-transfer-config",
+    "--revision",
+)
+
+
+class EnvSource(Part):
+    """Where the value of an environment variable comes from."""
+
+    rules: ClassVar = (exactly_one("secretKeyRef", "configMapKeyRef", remedy="a value has one source"),)
+
+    secret_key_ref: KeyRef | None = None
+    """A key of a Secret."""
+    config_map_key_ref: KeyRef | None = None
+    """A key of a ConfigMap."""
+
+
+class EnvVar(Part):
+    """One environment variable of the engine."""
+
+    rules: ClassVar = (
+        Rule(
+            "!(has(self.value) && has(self.valueFrom))",
+            lambda part: part.value is None or part.value_from is None,
+            "set value or valueFrom, not both",
+        ),
+    )
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=253)]
+    """Its name."""
+    value: Annotated[str, Field(max_length=32768)] | None = None
+    """Its value."""
+    value_from: EnvSource | None = None
+    """Where its value comes from."""
+
+
+class Resources(Part):
+    """CPU and memory; GPUs are set by medley from the AcceleratorClass."""
+
+    requests: dict[str, Quantity] = Field(default={})
+    """What is reserved, by resource name."""
+    limits: dict[str, Quantity] = Field(default={})
+    """What is never exceeded, by resource name."""
+
+
+class PodMetadata(Part):
+    """Labels and annotations that engine pods get besides medley's own."""
+
+    labels: dict[str, str] = Field(default={})
+    """Labels; keys of medley.dev and app.kubernetes.io stay medley's."""
+    annotations: dict[str, str] = Field(default={})
+    """Annotations."""
+
+
+class PodTemplate(Part):
+    """What engine pods get besides what medley puts there."""
+
+    metadata: PodMetadata = PodMetadata()
+    """Labels and annotations."""
+    spec: AnyObject = Field(default={})
+    """Fields of a pod's spec: tolerations, nodeSelector, priorityClassName, volumes, ... Named lists are merged by
+    name; the engine's container is called `engine`. What medley needs itself (volumes, probes, GPUs, affinity) wins."""
+
+
+class Engine(Part):
+    """The vLLM engine and its pods."""
+
+    rules: ClassVar = (
+        Rule(
+            f"self.args.all(each, !(each.split('=')[0] in {list(OWN_ARGUMENTS)!r}))",
+            lambda part: not any(each.split("=")[0] in OWN_ARGUMENTS for each in part.args),
+            f"medley sets these itself: {' '.join(OWN_ARGUMENTS)}. Remove them: spec.model and the plan decide",
+            ".args",
+        ),
+        Rule(
+            None,
+            lambda part: unique(tuple(each.name for each in part.env)),
+            "a name occurs twice: name each variable once",
+            ".env",
+        ),
+    )
+
+    image: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    """vLLM image; the AcceleratorClass's if absent, then the chart's default."""
+    args: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...], Field(max_length=64)] = ()
+    """Arguments appended to vLLM's command line, for example --gpu-memory-utilization=0.92."""
+    env: Annotated[
+        tuple[EnvVar, ...],
+        Field(
+            max_length=64,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ] = ()
+    """Environment variables of the engine."""
+    resources: Resources = Resources()
+    """CPU and memory of the engine's container."""
+    pod_template: PodTemplate = PodTemplate()
+    """What engine pods get besides what medley puts there."""
+    image_pull_secrets: Annotated[
+        tuple[LocalName, ...],
+        Field(
+            max_length=16,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ] = ()
+    """Secrets for private registries, in this namespace."""
