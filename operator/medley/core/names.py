@@ -65,6 +65,45 @@ class Condition(StrEnum):
     READY = "Ready"
 
 
+class Reason(StrEnum):
+    """Reasons of conditions and Events, and values of the label `reason` of `medley_refusals_total`."""
+
+    # What a person must change.
+    INVALID_SPEC = "InvalidSpec"
+    UNKNOWN_CLASS = "UnknownClass"
+    PROFILE_MISSING = "ProfileMissing"
+    SLO_UNREACHABLE = "SLOUnreachable"
+    MODEL_TOO_LONG = "ModelTooLong"
+    LIMITS_TOO_TIGHT = "LimitsTooTight"
+    CAPACITY_CAPPED = "CapacityCapped"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    REFUSED_BY_CLUSTER = "RefusedByCluster"
+    IMAGE_NOT_PULLED = "ImageNotPulled"
+    ENGINE_FAILED = "EngineFailed"
+    LIVE_MIGRATION_UNAVAILABLE = "LiveMigrationUnavailable"
+    # What passes, and what is.
+    CAPACITY_UNAVAILABLE = "CapacityUnavailable"
+    SPOT_NOT_HEDGED = "SpotNotHedged"
+    STARTING = "Starting"
+    ROUTER_NOT_READY = "RouterNotReady"
+    PLAN_ONLY = "PlanOnly"
+    DELETING = "Deleting"
+    SOLVER_FAILED = "SolverFailed"
+    NOTICE = "Notice"
+    PLANNED = "Planned"
+    PROFILED = "Profiled"
+    FORECAST = "Forecast"
+    HEDGED = "Hedged"
+    NO_SPOT = "NoSpot"
+    TOKEN_LOG = "TokenLog"  # noqa: S105  # the log of tokens that streams are resumed from
+    SERVING = "Serving"
+    CAPACITY_THERE = "CapacityThere"
+    # Events only.
+    LAUNCHING = "Launching"
+    DRAINING = "Draining"
+    REPLACING = "Replacing"
+
+
 def shortened(name: str, limit: int = NAME_LIMIT) -> str:
     """Return `name`, or its head with a hash of the whole, so that it fits `limit` characters."""
     if len(name) <= limit:

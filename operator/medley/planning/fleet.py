@@ -1,0 +1,121 @@
+"""What exists of one service, as `reconcile.plan` sees it; made by `kube/observe.py`, by tests and by the simulator.
+
+The words follow Kubernetes only where a decision needs them: a pod is a replica, its conditions and its supervisor's
+report are one phase.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from medley.core.accelerators import AcceleratorClass, Market, OfferingKey
+from medley.core.names import Condition, Reason
+from medley.core.notices import Notice
+from medley.core.profiles import Profile
+from medley.core.service import Service
+
+
+class ReplicaPhase(StrEnum):
+    """What one replica is doing."""
+
+    WAITING = "Waiting"  # no node yet: nothing is paid for it
+    STARTING = "Starting"  # on a node; image, model or engine are being loaded
+    SERVING = "Serving"
+    STALLED = "Stalled"  # makes no tokens; its supervisor restarts the engine
+    DRAINING = "Draining"  # takes nothing new, at our request or its own
+    FAILED = "Failed"  # the engine cannot start; the message says why
+    ENDED = "Ended"  # the pod is over and only its object is left
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One engine pod."""
+
+    name: str
+    uid: str
+    offering: OfferingKey
+    phase: ReplicaPhase
+    created_at: datetime
+    node: str = ""  # empty: not placed
+    outdated: bool = False  # made from another manifest than the service asks for now
+    leaving: bool = False  # being deleted
+    assigned: bool = False  # its supervisor has the assignment that the pod carries
+    running: int = 0  # requests in it, running or queued; meaningful while its supervisor answers
+    unschedulable_since: datetime | None = None
+    reason: str = ""  # of what it waits for or failed with: ErrImagePull, Unschedulable
+    message: str = ""  # the same in the words of the cluster or the engine
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PoolKey:
+    """Identity of the node pool that services share: one per accelerator class and market."""
+
+    accelerator_class: str
+    market: Market
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """An offering that could not be had; until then no more of it is planned than is there."""
+
+    offering: OfferingKey
+    until: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionState:
+    """One condition of the service."""
+
+    type: Condition
+    status: bool | None  # None: Unknown
+    reason: Reason
+    message: str
+    since: datetime  # when `status` last changed
+    generation: int  # of the service that it is about
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the status says of the pass before: all that a pass remembers."""
+
+    replicas: tuple[tuple[OfferingKey, int], ...] = ()  # of the plan in force
+    fingerprint: str = ""  # of that plan: shares included
+    computed_at: datetime | None = None
+    unavailable: tuple[Unavailable, ...] = ()
+    conditions: tuple[ConditionState, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RouterState:
+    """The service's routers."""
+
+    exists: bool = False
+    wanted: int = 2
+    pods: int = 0  # there at all, also on their way out
+    ready: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """All that one pass over one service knows."""
+
+    service: Service
+    classes: tuple[AcceleratorClass, ...] = ()
+    profiles: tuple[Profile, ...] = ()
+    replicas: tuple[Replica, ...] = ()
+    notices: tuple[Notice, ...] = ()  # about nodes; at most one each
+    router: RouterState = field(default_factory=RouterState)
+    standing: Standing = field(default_factory=Standing)
+    deleting: bool = False
+    finalizer: bool = False  # ours is on the service
+    pools: frozenset[PoolKey] = frozenset()  # node pools of medley that exist
+    pools_of_others: frozenset[PoolKey] = frozenset()  # those that other services' plans or pods use
+    unreadable: tuple[str, ...] = ()  # classes and profiles that are not understood, each with its remedy
+
+    @property
+    def going(self) -> frozenset[str]:
+        """Nodes that go away or are gone."""
+        return frozenset(notice.node for notice in self.notices)
