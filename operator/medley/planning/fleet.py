@@ -82,8 +82,6 @@ class Standing:
     """What the status says of the pass before: all that a pass remembers."""
 
     replicas: tuple[tuple[OfferingKey, int], ...] = ()  # of the plan in force
-    fingerprint: str = ""  # of that plan: shares included
-    computed_at: datetime | None = None
     unavailable: tuple[Unavailable, ...] = ()
     conditions: tuple[ConditionState, ...] = ()
 
