@@ -1,6 +1,6 @@
-"""The values that go into and come out of the allocator; `reconcile.plan`, `medley plan` and the simulator make and read them.
+"""The values that go into and come out of the allocator; made and read by `reconcile.plan` and `medley plan`.
 
-    problem = AllocationProblem(demand, offerings, throughput, limits=..., caps=..., fleet=...)
+    problem = AllocationProblem(demand, offerings, throughput, limits=..., spot=..., caps=..., fleet=...)
     match allocator.allocate(problem):
         case Allocation() as found: ...
         case Infeasible() as refused: ...        # refused.best is what can be had within the bounds
@@ -19,7 +19,9 @@ from functools import cached_property
 
 from medley.core.accelerators import Market, Offering, OfferingKey, Shape
 from medley.core.errors import InvalidInputError
+from medley.core.service import Limits, SpotPolicy
 from medley.core.workload import Bucket, Demand
+from medley.planning.ilp import Effort
 
 # Part of a replica's measured throughput that a plan relies on. The rest pays for bursts and for queueing at the SLO's
 # percentile. One constant for every shape and size is the thin spot of this milestone (docs/allocation.md).
@@ -66,50 +68,13 @@ class Cap:
                 raise InvalidInputError(self.name, f"expected a positive use by {key}, got {use}")
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds that the service's owner wrote (spec.limits, spec.spot)."""
-
-    max_usd_per_hour: float | None = None
-    max_replicas: int | None = None
-    min_replicas: int = 0
-    on_demand_floor: float = 0.0  # of all replicas, at least this fraction is not spot: ceil(floor x replicas)
-    survive_zone_loss: float = 0.0  # of each bucket's demand, what is still served once one zone's spot is gone
-
-    def __post_init__(self) -> None:
-        budget = self.max_usd_per_hour
-        if budget is not None and not (math.isfinite(budget) and budget >= 0):
-            raise InvalidInputError("spec.limits.maxUSDPerHour", f"expected US dollars of 0 or more, got {budget}")
-        if self.max_replicas is not None and self.max_replicas < 0:
-            raise InvalidInputError("spec.limits.maxReplicas", f"expected 0 or more, got {self.max_replicas}")
-        if self.min_replicas < 0:
-            raise InvalidInputError("spec.limits.minReplicas", f"expected 0 or more, got {self.min_replicas}")
-        if self.max_replicas is not None and self.min_replicas > self.max_replicas:
-            raise InvalidInputError(
-                "spec.limits.minReplicas",
-                f"{self.min_replicas} is more than maxReplicas {self.max_replicas}; lower one or raise the other",
-            )
-        for name, value in (
-            ("spec.spot.onDemandFloor", self.on_demand_floor),
-            ("spec.spot.surviveZoneLoss", self.survive_zone_loss),
-        ):
-            if not 0 <= value <= 1:
-                raise InvalidInputError(name, f"expected a percentage from 0% to 100%, got {value:.0%}")
-
-
-@dataclass(frozen=True, slots=True)
-class Effort:
-    """How long the solver may look. The node limit is deterministic; the time is a safety net only."""
-
-    max_nodes: int = 20_000
-    max_seconds: float = 20.0
-    relative_gap: float = 1e-6
-
-
 @dataclass(frozen=True)
 class AllocationProblem:
     """What must be served, what can be bought and within which bounds.
 
+    `spot.use` was applied when the offerings were made (`offerings.py`); its two fractions are constraints here:
+    at least ceil(on_demand_floor x replicas) are not spot, and survive_zone_loss of every bucket's demand is still
+    served when all spot replicas of any one zone are gone.
     `fleet`: replicas that exist now; among plans of equal cost the one nearest to it is taken, then the first by name.
     """
 
@@ -117,6 +82,7 @@ class AllocationProblem:
     offerings: tuple[Offering, ...]
     throughput: tuple[ShapeThroughput, ...]
     limits: Limits = field(default_factory=Limits)
+    spot: SpotPolicy = field(default_factory=SpotPolicy)
     caps: tuple[Cap, ...] = ()
     fleet: tuple[tuple[OfferingKey, int], ...] = ()
     utilisation: float = DEFAULT_UTILISATION
@@ -124,6 +90,7 @@ class AllocationProblem:
     effort: Effort = field(default_factory=Effort)
 
     def __post_init__(self) -> None:
+        _check_bounds(self.limits, self.spot)
         _refuse_twice("offering", (offering.key for offering in self.offerings))
         _refuse_twice("profile", (row.shape for row in self.throughput))
         for offering in self.offerings:
@@ -137,21 +104,29 @@ class AllocationProblem:
         for value in (self.utilisation, *(u for _, u in self.utilisation_of)):
             if not 0 < value <= 1:
                 raise InvalidInputError("utilisation", f"expected above 0 and at most 1, got {value}")
-        for row in self.throughput:
-            rates = dict(row.requests_per_second)
-            for bucket, demanded in self.demand.requests_per_second:
-                if bucket in rates and demanded / rates[bucket] > LARGEST_REPLICAS:
-                    raise InvalidInputError(
-                        "spec.workload.requestsPerSecond",
-                        f"{demanded:g} requests/s would need over a million replicas of {row.shape}; check the rate",
-                    )
+        for bucket, demanded in self.demand.requests_per_second:
+            rates = [rate for row in self.throughput for b, rate in row.requests_per_second if b == bucket]
+            if rates and demanded / max(rates) > LARGEST_REPLICAS:
+                raise InvalidInputError(
+                    "spec.workload.requestsPerSecond",
+                    f"{demanded:g} requests/s would need over a million replicas; check the rate and the profiles",
+                )
 
     @cached_property
     def rates(self) -> Mapping[Shape, Mapping[Bucket, float]]:
-        """Requests/s per bucket of one replica, of the shapes that are both profiled and on offer."""
+        """Requests/s per bucket of one replica, of the shapes that are both profiled and on offer.
+
+        A shape that would need over a million replicas for a bucket is as good as unable: no plan gains by it, and
+        such coefficients make the solver's tolerances meaningless.
+        """
         offered = {offering.key.shape for offering in self.offerings}
+        demanded = dict(self.demand.requests_per_second)
         return {
-            row.shape: dict(row.requests_per_second)
+            row.shape: {
+                bucket: rate
+                for bucket, rate in row.requests_per_second
+                if demanded.get(bucket, 0.0) / rate <= LARGEST_REPLICAS
+            }
             for row in sorted(self.throughput, key=lambda row: row.shape)
             if row.shape in offered
         }
@@ -245,3 +220,21 @@ def _refuse_twice(what: str, keys: Iterator[OfferingKey] | Iterator[Shape]) -> N
     for key, count in Counter(keys).items():
         if count > 1:
             raise InvalidInputError(f"{what} {key}", f"named {count} times; keep one")
+
+
+def _check_bounds(limits: Limits, spot: SpotPolicy) -> None:
+    budget = limits.max_usd_per_hour
+    if budget is not None and not (budget.is_finite() and budget >= 0):
+        raise InvalidInputError("spec.limits.maxUSDPerHour", f"expected US dollars of 0 or more, got {budget}")
+    if not 0 <= limits.min_replicas <= limits.max_replicas:
+        raise InvalidInputError(
+            "spec.limits.minReplicas",
+            f"expected 0 to maxReplicas ({limits.max_replicas}), got {limits.min_replicas}; lower it or raise that",
+        )
+    fractions = {
+        "spec.spot.onDemandFloor": spot.on_demand_floor,
+        "spec.spot.surviveZoneLoss": spot.survive_zone_loss,
+    }
+    for name, value in fractions.items():
+        if not 0 <= value <= 1:
+            raise InvalidInputError(name, f"expected a percentage from 0% to 100%, got {value:.0%}")

@@ -1,0 +1,176 @@
+"""What cannot be met, and which bounds are in the way, when an allocation is infeasible.
+
+Called by `allocator.allocate`. It solves a soft programme, in which demand may stay unserved, and asks for each bound
+whether leaving it out would leave less unserved: a bound that does is named, with how far it would have to move.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import combinations
+
+from medley.core.accelerators import OfferingKey
+from medley.core.errors import SolverError
+from medley.core.workload import Bucket
+from medley.planning import programme
+from medley.planning.ilp import Row, Solved, minimise, solved_in_turn
+from medley.planning.problem import AllocationProblem, Binding, Bound
+from medley.planning.programme import MissingReplicas, Replicas, Unmet
+
+# Shares below this are the solver's noise, and so are differences between two shortages.
+_NOISE = 1e-5
+_REMOVABLE = (Bound.BUDGET, Bound.REPLICAS, Bound.CAPS, Bound.ON_DEMAND_FLOOR, Bound.ZONE_LOSS)
+
+Unserved = tuple[tuple[Bucket, float], ...]
+
+
+def shortage(problem: AllocationProblem) -> tuple[Solved, Unserved, tuple[Binding, ...]]:
+    """Return the best within all bounds, the requests/s that it leaves unserved, and the bounds that bind."""
+    best = _least_unserved(problem, frozenset())
+    unmet = tuple(
+        (bucket, rate * share)
+        for bucket, rate in sorted(problem.demand.requests_per_second)
+        if (share := best.values[Unmet(None, bucket)]) > _NOISE
+    )
+    bindings = (*_unservable(problem), *_binding(problem, best))
+    if not bindings:
+        raise SolverError("the programme has no solution, yet no bound stands in the way")
+    return best, unmet, bindings
+
+
+def _least_unserved(problem: AllocationProblem, without: frozenset[Bound]) -> Solved:
+    """Serve as much as can be, then survive as much as can be, then as cheaply as can be."""
+    objectives = [
+        programme.unserved(problem, after_loss=False, without=without),
+        programme.unserved(problem, after_loss=True, without=without),
+        programme.cost(problem),
+        programme.preference(problem),
+    ]
+    found = solved_in_turn(
+        programme.built(problem, soft=True, without=without), [terms for terms in objectives if terms], problem.effort
+    )
+    if not isinstance(found, Solved):
+        raise SolverError("how much of the demand can be served was not found within the solver's limits")
+    return found
+
+
+def _shortfall(problem: AllocationProblem, solved: Solved) -> float:
+    """Return one number for what is missing: unserved part of the demand, lost parts after zone losses, replicas."""
+    total = problem.demand.total
+    rates = dict(problem.demand.requests_per_second)
+    return math.fsum(
+        rates[key.bucket] / total * value if isinstance(key, Unmet) else value
+        for key, value in solved.values.items()
+        if isinstance(key, Unmet | MissingReplicas)
+    )
+
+
+def _unservable(problem: AllocationProblem) -> Iterator[Binding]:
+    grid = problem.demand.grid
+    nowhere = [
+        (bucket, rate)
+        for bucket, rate in sorted(problem.demand.requests_per_second)
+        if not any(bucket in rates for rates in problem.rates.values())
+    ]
+    if not nowhere:
+        return
+    sizes = ", ".join("{} + {}".format(*grid.sizes(bucket)) for bucket, _ in nowhere[:3])
+    more = f" and {len(nowhere) - 3} more sizes" if len(nowhere) > 3 else ""  # noqa: PLR2004  # as many as are shown
+    yield Binding(
+        Bound.SIZES,
+        f"no offering serves requests of up to {sizes} tokens{more} within the SLO "
+        f"({math.fsum(rate for _, rate in nowhere):.3g} requests/s); allow a class whose profile does, "
+        "relax the SLO, or lower spec.model.maxModelLen",
+    )
+
+
+def _binding(problem: AllocationProblem, best: Solved) -> Iterator[Binding]:
+    base = _shortfall(problem, best)
+    applicable = [bound for bound in _REMOVABLE if _applies(problem, bound)]
+    for size in range(1, len(applicable) + 1):
+        found = False
+        for together in combinations(applicable, size):
+            freed = _least_unserved(problem, frozenset(together))
+            if _shortfall(problem, freed) >= base - _NOISE:
+                continue
+            found = True
+            others = [str(bound) for bound in together]
+            for bound in together:
+                message = _message(problem, bound, best, frozenset(together))
+                also = ", ".join(other for other in others if other != bound)
+                yield Binding(bound, f"{message} (together with {also})" if also else message)
+        if found:
+            return
+
+
+def _applies(problem: AllocationProblem, bound: Bound) -> bool:
+    match bound:
+        case Bound.BUDGET:
+            return problem.limits.max_usd_per_hour is not None
+        case Bound.REPLICAS:
+            return True
+        case Bound.CAPS:
+            return bool(problem.caps) or any(offering.max_replicas is not None for offering in problem.offerings)
+        case Bound.ON_DEMAND_FLOOR:
+            return problem.spot.on_demand_floor > 0
+        case Bound.ZONE_LOSS:
+            return problem.spot.survive_zone_loss > 0
+        case Bound.SIZES:
+            return False  # nothing to leave out: `_unservable` names it
+
+
+def _message(problem: AllocationProblem, bound: Bound, best: Solved, without: frozenset[Bound]) -> str:
+    limits, spot = problem.limits, problem.spot
+    match bound:
+        case Bound.BUDGET:
+            needed = _least(problem, programme.cost(problem), without)
+            return (
+                f"{limits.max_usd_per_hour} USD/h is too little: the demand needs {needed:.2f} USD/h; raise the budget"
+            )
+        case Bound.REPLICAS:
+            needed = _least(problem, programme.replicas(problem), without)
+            return f"{limits.max_replicas} replicas are too few: the demand needs {round(needed)}; raise maxReplicas"
+        case Bound.CAPS:
+            names = ", ".join(_exhausted(problem, best)) or "capacity"
+            return f"exhausted: {names}; raise the quota, or allow more classes or zones"
+        case Bound.ON_DEMAND_FLOOR:
+            return f"{spot.on_demand_floor:.0%} of the replicas outside spot are not to be had; lower the floor"
+        case Bound.ZONE_LOSS:
+            return (
+                f"{spot.survive_zone_loss:.0%} of the demand would not survive the loss of a zone's spot; "
+                "lower it, or allow more zones or on-demand capacity"
+            )
+        case Bound.SIZES:
+            raise AssertionError("unservable sizes are named by _unservable")
+
+
+def _least(problem: AllocationProblem, objective: dict[object, float], without: frozenset[Bound]) -> float:
+    """Return the least money, or replicas, with which as little is unserved as can be once `without` is left out."""
+    freed = _least_unserved(problem, without)
+    bounded = programme.built(problem, soft=True, without=without).with_rows(
+        *(
+            Row(terms, at_most=math.fsum(weight * freed.values[key] for key, weight in terms.items()) + 1e-6)
+            for terms in (
+                programme.unserved(problem, after_loss=False, without=without),
+                programme.unserved(problem, after_loss=True, without=without),
+            )
+            if terms
+        )
+    )
+    found = minimise(bounded, objective, problem.effort)
+    if not isinstance(found, Solved):
+        raise SolverError("how far a bound would have to move was not found within the solver's limits")
+    return found.objective
+
+
+def _exhausted(problem: AllocationProblem, best: Solved) -> Iterator[str]:
+    counts: dict[OfferingKey, int] = {o.key: best.count(Replicas(o.key)) for o in problem.offerings}
+    for cap in problem.caps:
+        smallest = min((use for key, use in cap.uses if key in counts), default=None)
+        used = math.fsum(use * counts.get(key, 0) for key, use in cap.uses)
+        if smallest is not None and used + smallest > cap.at_most + _NOISE:
+            yield f"{cap.name} ({cap.at_most:g})"
+    for offering in sorted(problem.offerings, key=lambda offering: offering.key):
+        if offering.max_replicas is not None and counts[offering.key] >= offering.max_replicas:
+            yield f"{offering.key} ({offering.max_replicas})"
