@@ -14,6 +14,7 @@ from medley.core.errors import InvalidInputError
 @pytest.mark.parametrize(
     ("text", "value"),
     [
+        pytest.param("850us", timedelta(microseconds=850), id="microseconds"),
         pytest.param("40ms", timedelta(milliseconds=40), id="milliseconds"),
         pytest.param("2s", timedelta(seconds=2), id="seconds"),
         pytest.param("10m", timedelta(minutes=10), id="minutes"),
@@ -25,9 +26,9 @@ def test_a_duration_reads_and_writes_as_itself(text, value):
     assert units.format_duration(value) == text
 
 
-@given(st.integers(min_value=1, max_value=10**9))
-def test_every_duration_survives_writing_and_reading(milliseconds):
-    value = timedelta(milliseconds=milliseconds)
+@given(st.integers(min_value=1, max_value=10**12))
+def test_every_duration_survives_writing_and_reading(microseconds):
+    value = timedelta(microseconds=microseconds)
     assert units.duration(units.format_duration(value), field="f") == value
 
 

@@ -53,9 +53,9 @@ class Rule:
             raise ValueError(f"rule has no CEL form: {self.message}")
         entry = {"rule": self.cel}
         if _PLACEHOLDER.search(self.message):
-            pieces = _PLACEHOLDER.split(self.message)
-            terms = [f"string(self.{each})" if odd % 2 else repr(each) for odd, each in enumerate(pieces) if each]
-            entry["messageExpression"] = " + ".join(terms)
+            text = _PLACEHOLDER.sub("%s", self.message.replace("%", "%%"))
+            values = ", ".join(f"self.{field}" for field in _PLACEHOLDER.findall(self.message))
+            entry["messageExpression"] = f"{text!r}.format([{values}])"
         else:
             entry["message"] = self.message
         return entry | ({"fieldPath": self.field_path} if self.field_path else {})

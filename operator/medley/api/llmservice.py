@@ -248,6 +248,22 @@ _OTHER_WEIGHTS = (
     "running streams would go on with other weights. "
     "Create another LLMService and move clients to it, or delete this one first"
 )
+
+
+def _same(*steps: str) -> str:
+    """Return the CEL for: this field of the model's source is as it was, absent counting as a value."""
+    ways = (f"{item}.spec.model.source" for item in ("self", "oldSelf"))
+    sides = []
+    for way in ways:
+        paths = [".".join((way, *steps[: depth + 1])) for depth in range(len(steps))]
+        sides.append(f"({' && '.join(f'has({path})' for path in paths)} ? {paths[-1]} : '')")
+    return " == ".join(sides)
+
+
+_SAME_SOURCE = " && ".join(
+    _same(*steps)
+    for steps in (("hub", "revision"), ("pvc", "claimName"), ("pvc", "path"), ("image", "reference"), ("image", "path"))
+)
 _NOT_SERVING = "!has(oldSelf.status) || oldSelf.status.?replicas.?ready.orValue(0) == 0"
 
 
@@ -262,9 +278,7 @@ class LLMService(Part):
             "fieldPath": ".spec.model.name",
         },
         {
-            "rule": "(self.spec.model.source.?hub.?revision == oldSelf.spec.model.source.?hub.?revision && "
-            "self.spec.model.source.?pvc == oldSelf.spec.model.source.?pvc && "
-            f"self.spec.model.source.?image == oldSelf.spec.model.source.?image) || {_NOT_SERVING}",
+            "rule": f"({_SAME_SOURCE}) || {_NOT_SERVING}",
             "message": f"the source cannot change while replicas serve: {_OTHER_WEIGHTS}",
             "fieldPath": ".spec.model.source",
         },

@@ -40,12 +40,23 @@ _EXTRA = (
 
 
 class _Defaults(GenerateJsonSchema):
-    """Defaults of objects hold only what the default sets: the API server fills in the rest, level by level."""
+    """Defaults of objects are written out in full, since CEL rules see a default before the API server completes it."""
 
     def encode_default(self, dft: Any) -> Any:
-        if isinstance(dft, BaseModel):
-            return dft.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
-        return super().encode_default(dft)
+        return _written(dft) if isinstance(dft, BaseModel) else super().encode_default(dft)
+
+
+def _written(part: BaseModel) -> dict[str, Any]:
+    """Return a value as a person would write it: nothing that is absent or empty, unless it was set on purpose."""
+    dumped = part.model_dump(mode="json", by_alias=True, exclude_none=True)
+    fields = type(part).model_fields
+    written: dict[str, Any] = {}
+    for attribute, field in fields.items():
+        value, key = getattr(part, attribute), str(field.alias)
+        entry = _written(value) if isinstance(value, BaseModel) else dumped.get(key)
+        if entry not in (None, {}, []) or (value is not None and attribute in part.model_fields_set):
+            written[key] = entry
+    return written
 
 
 def structural(kind: type[BaseModel]) -> dict[str, Any]:

@@ -8,31 +8,32 @@ from decimal import Decimal
 
 from medley.core.errors import InvalidInputError
 
-# One number and one unit: "40ms", "2s", "10m", "1h". No compound forms ("1m30s"): equal durations are equal strings.
-DURATION_PATTERN = r"^[1-9][0-9]*(ms|s|m|h)$"
+# One number and one unit: "40ms", "2s", "10m", "1h"; "850us" where milliseconds are too coarse.
+# No compound forms ("1m30s"), so that a length has few spellings.
+DURATION_PATTERN = r"^[1-9][0-9]*(us|ms|s|m|h)$"
 PERCENT_PATTERN = r"^(100|[1-9]?[0-9])%$"
 MONEY_PATTERN = r"^(0|[1-9][0-9]*)(\.[0-9]{1,6})?$"
 MEMORY_PATTERN = r"^[1-9][0-9]*(Mi|Gi|Ti)$"
 
-_MILLISECONDS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
+_MICROSECONDS = {"us": 1, "ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000}
 _BYTES = {"Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 def duration(text: str, *, field: str) -> timedelta:
-    """Parse "40ms", "2s", "10m" or "1h"."""
+    """Parse "850us", "40ms", "2s", "10m" or "1h"."""
     if not re.fullmatch(DURATION_PATTERN, text):
         raise InvalidInputError(field, f"expected a duration such as 40ms, 2s, 10m or 1h, got {text!r}")
     number, unit = re.fullmatch(r"([0-9]+)([a-z]+)", text).groups()  # type: ignore[union-attr]  # the pattern just matched
-    return timedelta(milliseconds=int(number) * _MILLISECONDS[unit])
+    return timedelta(microseconds=int(number) * _MICROSECONDS[unit])
 
 
 def format_duration(value: timedelta) -> str:
     """Return the canonical form: the largest unit that leaves a whole number."""
-    milliseconds = round(value / timedelta(milliseconds=1))
-    for unit in ("h", "m", "s"):
-        if milliseconds and milliseconds % _MILLISECONDS[unit] == 0:
-            return f"{milliseconds // _MILLISECONDS[unit]}{unit}"
-    return f"{milliseconds}ms"
+    microseconds = round(value / timedelta(microseconds=1))
+    for unit in ("h", "m", "s", "ms"):
+        if microseconds and microseconds % _MICROSECONDS[unit] == 0:
+            return f"{microseconds // _MICROSECONDS[unit]}{unit}"
+    return f"{microseconds}us" if microseconds else "0ms"
 
 
 def percent(text: str, *, field: str) -> float:
