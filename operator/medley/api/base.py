@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 from medley.core import units
 
 Duration = Annotated[str, Field(pattern=units.DURATION_PATTERN, max_length=16)]
-Percent = Annotated[str, Field(pattern=units.PERCENT_PATTERN, max_length=4)]
+Percent = Annotated[str, Field(pattern=units.PERCENT_PATTERN, max_length=16)]
 Money = Annotated[str, Field(pattern=units.MONEY_PATTERN, max_length=24)]
 Memory = Annotated[str, Field(pattern=units.MEMORY_PATTERN, max_length=16)]
 Text = Annotated[str, Field(min_length=1, max_length=253)]

@@ -192,10 +192,21 @@ def _read(kind: type[_Object], manifest: Mapping[str, Any]) -> _Object:
     try:
         return kind.model_validate(manifest, by_alias=True, by_name=False)
     except ValidationError as error:
-        first, *others = error.errors(include_url=False)
+        first, *others = _own_faults(error.errors(include_url=False))
         path = ".".join(str(step) for step in first["loc"]) + first.get("ctx", {}).get("path", "")
         more = f" (and {len(others)} more)" if others else ""
         raise InvalidInputError(path or kind.__name__, f"{_explained(first)}{more}") from error
+
+
+def _own_faults(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Leave out what pydantic concludes from other faults: a list whose only entry is wrong counts as too short."""
+    places = [error["loc"] for error in errors]
+    return [
+        error
+        for error in errors
+        if error["type"] != "too_short"
+        or not any(place[: len(error["loc"])] == error["loc"] and place != error["loc"] for place in places)
+    ]
 
 
 def _explained(error: ErrorDetails) -> str:
