@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import openai
 
@@ -36,6 +37,7 @@ class Stream:
     started_at: float
     tokens: list[str] = field(default_factory=list)
     arrived_at: list[float] = field(default_factory=list)
+    ended_at: float | None = None
     finish_reason: str | None = None
     error: str | None = None
     identical: bool | None = None  # None: not ended
@@ -45,10 +47,9 @@ class Stream:
         """Whether the client lost anything: an error, no end, or other tokens."""
         return self.error is not None or self.finish_reason is None or self.identical is not True
 
-    @property
-    def longest_gap(self) -> float:
-        """Seconds of the longest silence between two chunks."""
-        return max((b - a for a, b in zip(self.arrived_at, self.arrived_at[1:], strict=False)), default=0.0)
+    def longest_gap_after(self, since: float) -> float:
+        """Return the seconds of the longest silence between two chunks of which the second came after `since`."""
+        return max((b - a for a, b in pairwise(self.arrived_at) if b > since), default=0.0)
 
 
 def prompts(count: int, seed: int = 7) -> tuple[str, ...]:
@@ -105,6 +106,10 @@ class Load:
         gaps = [abs(t.top_logprobs[0].logprob - t.top_logprobs[1].logprob) for t in logprobs.content]
         return Reference(prompt, tuple(_token(t) for t in logprobs.content), min(gaps))
 
+    def open(self) -> list[Stream]:
+        """Return the streams that have not ended."""
+        return [stream for stream in self.streams if stream.ended_at is None]
+
     def stop(self) -> None:
         """Let the open streams end and open no more."""
         self._stopping.set()
@@ -142,6 +147,7 @@ class Load:
         except openai.OpenAIError as error:
             stream.error = f"{type(error).__name__}: {error}"
         stream.identical = tuple(stream.tokens) == reference.tokens
+        stream.ended_at = time.monotonic()
         return stream
 
 
