@@ -1,4 +1,4 @@
-"""`make demo`: a real cluster, a real model, nodes taken away under load; ends with 0 only if no stream lost anything."""
+"""`make demo`: a real cluster, a real model, nodes taken away under load; ends with 0 only if no stream was lost."""
 
 from __future__ import annotations
 
@@ -114,7 +114,8 @@ def _verdict(load: Load, taken: list[story.Interruption], service: dict[str, Any
     CONSOLE.print(
         f"{len(load.streams)} streams, {sum(len(s.tokens) for s in load.streams)} tokens, {len(broken)} broken, "
         f"{identical} identical to an uninterrupted run ({load.screened_out} prompts left out for near-ties)\n"
-        f"${plan['usdPerHour']}/h against ${plan['onDemandUSDPerHour']}/h all on-demand · whole run {seconds / 60:.1f} min"
+        f"${plan['usdPerHour']}/h against ${plan['onDemandUSDPerHour']}/h all on-demand · "
+        f"whole run {seconds / 60:.1f} min"
     )
     for stream in broken[:5]:
         CONSOLE.print(f"[red]broken[/red] {stream.error or stream.finish_reason}: {len(stream.tokens)} tokens")
