@@ -65,12 +65,20 @@ class Unavailable:
     reason: str
 
 
+class Truth(StrEnum):
+    """Status of a condition."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class ConditionState:
     """One condition of the service."""
 
     type: Condition
-    status: bool | None  # None: Unknown
+    status: Truth
     reason: Reason
     message: str
     since: datetime  # when `status` last changed

@@ -1,0 +1,234 @@
+"""The conditions of a service: one function per concern, each with the remedy in its message.
+
+Called by `reconcile` and, for what the cluster refused while acting, by `handlers/acting.py` through `with_refusals`.
+A condition keeps its transition time while its status stays; messages never hold a number that ticks, so a pass that
+changes nothing writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from medley.core.accelerators import Market, OfferingKey
+from medley.core.names import Condition, Reason
+from medley.core.service import MigrationMode, OperatingMode, WorkloadSource
+from medley.planning.fleet import ConditionState, Observed, Replica, ReplicaPhase, Truth
+from medley.planning.offerings import Why
+from medley.planning.problem import Bound, Infeasible
+from medley.planning.proposal import Proposal
+from medley.planning.rollout import counted, serves
+
+_PULL_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+_BOUND_REASONS: Mapping[Bound, Reason] = {
+    Bound.SIZES: Reason.SLO_UNREACHABLE,
+    Bound.CAPS: Reason.CAPACITY_CAPPED,
+    Bound.BUDGET: Reason.LIMITS_TOO_TIGHT,
+    Bound.REPLICAS: Reason.LIMITS_TOO_TIGHT,
+    Bound.ON_DEMAND_FLOOR: Reason.SPOT_NOT_HEDGED,
+    Bound.ZONE_LOSS: Reason.SPOT_NOT_HEDGED,
+}
+_NAMED_AT_MOST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A condition before it has a time."""
+
+    type: Condition
+    status: Truth
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """No plan can be made: a person must change something, or the solver failed. What exists stays as it is."""
+
+    type: Condition
+    reason: Reason
+    message: str
+
+
+def of_proposal(observed: Observed, proposal: Proposal, now: datetime) -> tuple[ConditionState, ...]:
+    """Return all conditions of a service that has a plan."""
+    first = (
+        _workload(observed),
+        _profiles(observed, proposal),
+        _feasible(proposal),
+        _capacity(observed, proposal.wanted, now),
+        _hedged(proposal),
+        _migration(observed),
+    )
+    return merged(observed, (*first, _ready(observed, first)), now)
+
+
+def of_refusal(observed: Observed, refusal: Refusal, now: datetime) -> tuple[ConditionState, ...]:
+    """Return the conditions of a service that can have no plan; those that cannot be judged keep what they said."""
+    said = Verdict(refusal.type, Truth.FALSE, refusal.reason, refusal.message)
+    first = (_workload(observed), said) if refusal.type is not Condition.WORKLOAD_OBSERVED else (said,)
+    return merged(observed, (*first, _ready(observed, first)), now)
+
+
+def with_refusals(
+    observed: Observed, conditions: tuple[ConditionState, ...], refusals: Iterable[tuple[Reason, str]], now: datetime
+) -> tuple[ConditionState, ...]:
+    """Return the conditions once the cluster refused actions of this pass, for these reasons."""
+    refused = tuple(refusals)
+    if not refused:
+        return conditions
+    reason, message = refused[0]
+    verdicts = [Verdict(each.type, each.status, each.reason, each.message) for each in conditions]
+    said = Verdict(Condition.CAPACITY_READY, Truth.FALSE, reason, message)
+    kept = [each for each in verdicts if each.type not in (Condition.CAPACITY_READY, Condition.READY)]
+    return merged(observed, (*kept, said, replace(said, type=Condition.READY)), now)
+
+
+def merged(observed: Observed, verdicts: Iterable[Verdict], now: datetime) -> tuple[ConditionState, ...]:
+    """Return the verdicts as conditions, in the order of `Condition`; the time is kept while the status stays."""
+    states = {each.type: each for each in observed.standing.conditions}
+    for new in verdicts:
+        old = states.get(new.type)
+        since = old.since if old is not None and old.status == new.status else now
+        states[new.type] = ConditionState(
+            new.type, new.status, new.reason, new.message, since, observed.service.generation
+        )
+    return tuple(states[each] for each in Condition if each in states)
+
+
+def _workload(observed: Observed) -> Verdict:
+    if observed.service.workload_source is WorkloadSource.FORECAST:
+        return Verdict(
+            Condition.WORKLOAD_OBSERVED,
+            Truth.TRUE,
+            Reason.FORECAST,
+            "Planned for the forecast of spec.workload, as asked",
+        )
+    message = "Planned for the forecast of spec.workload; traffic is not measured yet"
+    return Verdict(Condition.WORKLOAD_OBSERVED, Truth.UNKNOWN, Reason.FORECAST, message)
+
+
+def _profiles(observed: Observed, proposal: Proposal) -> Verdict:
+    service, missing = observed.service, _unprofiled(proposal)
+    remedy = f"add a PerformanceProfile of {service.model}"
+    unreadable = "; ".join(observed.unreadable)
+    if not proposal.question.profiles:
+        message = f"no accelerator class has a profile that fits: {remedy} for one of {', '.join(missing) or 'them'}"
+        return Verdict(Condition.PROFILES_READY, Truth.FALSE, Reason.PROFILE_MISSING, _joined(message, unreadable))
+    asked = [name for name in missing if name in service.classes]
+    if asked:
+        message = f"spec.accelerators.classes names {', '.join(asked)} without a profile: {remedy}, or remove the name"
+        return Verdict(Condition.PROFILES_READY, Truth.FALSE, Reason.PROFILE_MISSING, _joined(message, unreadable))
+    used = ", ".join(profile.name for profile in proposal.question.profiles)
+    without = f"classes without a profile of {service.model} are left out: {', '.join(missing)}" if missing else ""
+    return Verdict(
+        Condition.PROFILES_READY, Truth.TRUE, Reason.PROFILED, _joined(f"Planned with {used}", without, unreadable)
+    )
+
+
+def _unprofiled(proposal: Proposal) -> list[str]:
+    return sorted({out.accelerator_class for out in proposal.question.out_of_question if out.why is Why.NO_PROFILE})
+
+
+def _feasible(proposal: Proposal) -> Verdict:
+    found = proposal.infeasible
+    if found is None:
+        cost = f"{proposal.allocation.usd_per_hour:.2f} USD per hour"
+        return Verdict(
+            Condition.PLAN_FEASIBLE,
+            Truth.TRUE,
+            Reason.PLANNED,
+            f"{proposal.allocation.total_replicas} replicas for {cost}",
+        )
+    return Verdict(Condition.PLAN_FEASIBLE, Truth.FALSE, infeasible_reason(found), found.message)
+
+
+def infeasible_reason(found: Infeasible) -> Reason:
+    """Return the reason of the first bound that binds."""
+    return _BOUND_REASONS[found.bindings[0].bound] if found.bindings else Reason.LIMITS_TOO_TIGHT
+
+
+def _capacity(observed: Observed, wanted: Mapping[OfferingKey, int], now: datetime) -> Verdict:
+    kind = Condition.CAPACITY_READY
+    if observed.service.mode is OperatingMode.PLAN:
+        return Verdict(kind, Truth.UNKNOWN, Reason.PLAN_ONLY, "spec.mode is Plan: set it to Auto to carry the plan out")
+    places = counted(observed, now)
+    ready = sum(map(serves, places))
+    total = sum(wanted.values())
+    for reason, found in (
+        (Reason.IMAGE_NOT_PULLED, [each for each in observed.replicas if each.reason in _PULL_REASONS]),
+        (Reason.ENGINE_FAILED, [each for each in observed.replicas if each.phase is ReplicaPhase.FAILED]),
+    ):
+        if found:
+            return Verdict(kind, Truth.FALSE, reason, f"{_names(found)}: {found[0].message}{_REMEDIES[reason]}")
+    short = [each for each in places if each.unschedulable_since is not None]
+    if short:
+        message = f"{_names(short)} {'wait' if len(short) > 1 else 'waits'} for a node: {short[0].message}"
+        return Verdict(kind, Truth.FALSE, Reason.CAPACITY_UNAVAILABLE, message)
+    if total == 0:
+        return Verdict(kind, Truth.FALSE, Reason.CAPACITY_UNAVAILABLE, "no replica is planned: see PlanFeasible")
+    if ready < total:
+        waiting = f"{ready} of {total} replicas serve"
+        return Verdict(kind, Truth.FALSE, Reason.STARTING, waiting)
+    return Verdict(kind, Truth.TRUE, Reason.CAPACITY_THERE, f"{total} of {total} replicas serve")
+
+
+_REMEDIES: Mapping[Reason, str] = {
+    Reason.IMAGE_NOT_PULLED: "; correct spec.engine.image, or the AcceleratorClass's, "
+    "or give spec.engine.imagePullSecrets",
+    Reason.ENGINE_FAILED: "; it is tried again every five minutes, and at once when the service changes",
+}
+
+
+def _hedged(proposal: Proposal) -> Verdict:
+    spot = sum(count for key, count in proposal.wanted.items() if key.market is Market.SPOT)
+    binding = {each.bound for each in proposal.infeasible.bindings} if proposal.infeasible else set()
+    if binding & {Bound.ON_DEMAND_FLOOR, Bound.ZONE_LOSS}:
+        message = proposal.infeasible.message if proposal.infeasible else ""
+        return Verdict(Condition.SPOT_HEDGED, Truth.FALSE, Reason.SPOT_NOT_HEDGED, message)
+    if not spot:
+        return Verdict(Condition.SPOT_HEDGED, Truth.TRUE, Reason.NO_SPOT, "No replica is on spot")
+    policy = proposal.question.problem.spot
+    message = (
+        f"{spot} replicas are on spot; on-demand floor {policy.on_demand_floor:.0%}, "
+        f"{policy.survive_zone_loss:.0%} of the demand survives the loss of a zone's spot"
+    )
+    return Verdict(Condition.SPOT_HEDGED, Truth.TRUE, Reason.HEDGED, message)
+
+
+def _migration(observed: Observed) -> Verdict:
+    kind = Condition.MIGRATION_READY
+    if observed.service.migration is MigrationMode.LIVE:
+        return Verdict(kind, Truth.FALSE, Reason.LIVE_MIGRATION_UNAVAILABLE, LIVE_MESSAGE)
+    return Verdict(kind, Truth.TRUE, Reason.TOKEN_LOG, "Streams are resumed from the routers' token logs")
+
+
+LIVE_MESSAGE = "spec.migration.mode: Live needs engines that move their KV cache, which this version has not; set Auto"
+
+
+def _ready(observed: Observed, first: Iterable[Verdict]) -> Verdict:
+    gates = (
+        Condition.MIGRATION_READY,
+        Condition.PROFILES_READY,
+        Condition.PLAN_FEASIBLE,
+        Condition.CAPACITY_READY,
+    )
+    by_type = {each.type: each for each in first}
+    for gate in gates:
+        verdict = by_type.get(gate)
+        if verdict is not None and verdict.status is not Truth.TRUE:
+            return Verdict(Condition.READY, Truth.FALSE, verdict.reason, verdict.message)
+    if not observed.router.ready:
+        return Verdict(Condition.READY, Truth.FALSE, Reason.ROUTER_NOT_READY, "no router is ready: see its Deployment")
+    return Verdict(Condition.READY, Truth.TRUE, Reason.SERVING, "The promise is kept by what the plan wants")
+
+
+def _names(replicas: list[Replica]) -> str:
+    names = sorted(each.name for each in replicas)
+    more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
+    return ", ".join(names[:_NAMED_AT_MOST]) + more
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)

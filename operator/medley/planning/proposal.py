@@ -1,0 +1,157 @@
+"""The plan of one service before anybody acts: what should exist, what it costs, and what stands in the way.
+
+Called by `reconcile.plan`. It asks the allocator up to four times: for the cheapest plan, for the plan that stands, for
+the counterfactual without spot, and, where capacity is short, for the plan had it not been.
+
+Damping: the plan that stands stays while it is feasible and the new one would save less than SMALLEST_SAVING.
+Offerings that could not be had are withheld for UNAVAILABLE_FOR: the plan falls back to other zones, then to on-demand.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import lru_cache
+
+from medley.core.accelerators import OfferingKey
+from medley.planning.allocator import allocate, on_demand_only
+from medley.planning.explain import NotUsed, explain
+from medley.planning.fleet import Observed, ReplicaPhase, Unavailable
+from medley.planning.problem import Allocation, AllocationProblem, Infeasible
+from medley.planning.question import Question, ask
+from medley.planning.rollout import counted, fleet_of
+
+SMALLEST_SAVING = 0.10
+UNSCHEDULABLE_LIMIT = timedelta(seconds=60)
+UNAVAILABLE_FOR = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What should exist, and why."""
+
+    question: Question
+    allocation: Allocation  # what to carry out: all that the bounds allow, if the demand cannot be met
+    infeasible: Infeasible | None
+    wanted: Mapping[OfferingKey, int]  # the allocation, and places that are kept waiting for capacity
+    on_demand_usd_per_hour: float | None  # None: without spot the demand cannot be met
+    not_used: tuple[NotUsed, ...]
+    unavailable: tuple[Unavailable, ...]
+
+    @property
+    def usd_per_replica_hour(self) -> Mapping[OfferingKey, float]:
+        """Price of one replica of each offering."""
+        return {offering.key: offering.usd_per_hour for offering in self.question.problem.offerings}
+
+
+def propose(observed: Observed, now: datetime) -> Proposal:
+    """Return the plan for what is observed; raises InvalidInputError and SolverError."""
+    unavailable = unavailable_offerings(observed, now)
+    question = _question(observed, unavailable, now)
+    found = _allocated(question.problem)
+    if isinstance(found, Allocation):
+        chosen = _damped(found, question.problem, observed)
+        return _proposal(question, chosen, None, dict(chosen.replicas), unavailable)
+    wanted = dict(found.best.replicas)
+    if unavailable and isinstance(_allocated(_question(observed, (), now).problem), Allocation):
+        # Only capacity is missing: pods that wait for it are how the cluster learns that it is wanted.
+        waiting = Counter(
+            replica.offering
+            for replica in counted(observed, now)
+            if replica.phase is ReplicaPhase.WAITING and replica.offering in {each.offering for each in unavailable}
+        )
+        for key, count in waiting.items():
+            wanted[key] = wanted.get(key, 0) + count
+    return _proposal(question, found.best, found, wanted, unavailable)
+
+
+def unavailable_offerings(observed: Observed, now: datetime) -> tuple[Unavailable, ...]:
+    """Return what was remembered and is not over, and offerings for which a replica has waited too long."""
+    remembered = {each.offering: each for each in observed.standing.unavailable if each.until > now}
+    for replica in observed.replicas:
+        since = replica.unschedulable_since
+        if (
+            replica.phase is ReplicaPhase.WAITING
+            and not replica.leaving
+            and since is not None
+            and since + UNSCHEDULABLE_LIMIT <= now
+            and replica.offering not in remembered
+        ):
+            reason = replica.message or replica.reason or "no node came"
+            remembered[replica.offering] = Unavailable(replica.offering, now + UNAVAILABLE_FOR, reason)
+    return tuple(remembered[key] for key in sorted(remembered))
+
+
+def _question(observed: Observed, unavailable: tuple[Unavailable, ...], now: datetime) -> Question:
+    there = counted(observed, now)
+    placed = Counter(replica.offering for replica in there if replica.node)
+    return ask(
+        observed.service,
+        observed.classes,
+        observed.profiles,
+        fleet=fleet_of(there),
+        withheld=tuple((each.offering, placed[each.offering], each.reason) for each in unavailable),
+    )
+
+
+# A pass over a service that did not change asks what the pass before asked.
+@lru_cache(maxsize=256)
+def _allocated(problem: AllocationProblem) -> Allocation | Infeasible:
+    return allocate(problem)
+
+
+@lru_cache(maxsize=256)
+def _explained(question: Question, answer: Allocation | Infeasible) -> tuple[NotUsed, ...]:
+    return explain(question, answer)
+
+
+def _damped(found: Allocation, problem: AllocationProblem, observed: Observed) -> Allocation:
+    standing = _as_it_stands(problem, dict(observed.standing.replicas))
+    if standing is None or found.usd_per_hour <= (1 - SMALLEST_SAVING) * standing.usd_per_hour:
+        return found
+    return standing
+
+
+def _as_it_stands(problem: AllocationProblem, replicas: Mapping[OfferingKey, int]) -> Allocation | None:
+    """Return the plan of exactly these replicas with today's shares and prices; None if it does not serve any more."""
+    offerings = tuple(
+        replace(offering, max_replicas=replicas[offering.key])
+        for offering in problem.offerings
+        if replicas.get(offering.key)
+        and (offering.max_replicas is None or offering.max_replicas >= replicas[offering.key])
+    )
+    total = sum(replicas.values())
+    kept = {offering.key for offering in offerings}
+    bounds = problem.limits
+    if not total or kept != replicas.keys() or not bounds.min_replicas <= total <= bounds.max_replicas:
+        return None
+    exactly = replace(
+        problem,
+        offerings=offerings,
+        limits=replace(bounds, min_replicas=total, max_replicas=total),
+        caps=tuple(replace(cap, uses=tuple(use for use in cap.uses if use[0] in kept)) for cap in problem.caps),
+        utilisation_of=tuple(each for each in problem.utilisation_of if each[0] in kept),
+    )
+    found = _allocated(exactly)
+    return found if isinstance(found, Allocation) else None
+
+
+def _proposal(
+    question: Question,
+    allocation: Allocation,
+    infeasible: Infeasible | None,
+    wanted: Mapping[OfferingKey, int],
+    unavailable: tuple[Unavailable, ...],
+) -> Proposal:
+    counterfactual = _allocated(on_demand_only(question.problem))
+    return Proposal(
+        question=question,
+        allocation=allocation,
+        infeasible=infeasible,
+        wanted=wanted,
+        on_demand_usd_per_hour=counterfactual.usd_per_hour if isinstance(counterfactual, Allocation) else None,
+        not_used=_explained(question, infeasible or allocation),
+        unavailable=unavailable,
+    )
