@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 from medley.core.accelerators import Market, OfferingKey, Shape
 from medley.core.errors import SolverError
@@ -27,7 +28,7 @@ from medley.planning.ilp import (
     minimise,
     solved_in_turn,
 )
-from medley.planning.problem import Allocation, AllocationProblem, Infeasible, Share
+from medley.planning.problem import MICRODOLLARS, Allocation, AllocationProblem, Infeasible, Share
 from medley.planning.programme import Flow, Replicas
 from medley.planning.shortage import shortage
 
@@ -35,6 +36,7 @@ _SMALLEST_SHARE = 1e-4
 _OVERLOAD_TOLERANCE = 1e-3
 
 
+@lru_cache(maxsize=128)  # a pure function; passes over an unchanged world ask the same again
 def allocate(problem: AllocationProblem) -> Allocation | Infeasible:
     """Return the cheapest allocation, or what cannot be met and which bounds are in the way.
 
@@ -88,7 +90,7 @@ def allocation(
         shares=_levelled(
             problem, dict(replicas), dict(problem.demand.requests_per_second) if served is None else served
         ),
-        usd_per_hour=math.fsum(prices[key] * count for key, count in replicas),
+        usd_per_hour=round(math.fsum(prices[key] * count for key, count in replicas), MICRODOLLARS),
         gap=solved.gap,
     )
 

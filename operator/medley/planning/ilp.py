@@ -13,6 +13,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import pulp
 
@@ -25,7 +26,8 @@ _STOPPED_AT_A_LIMIT = frozenset({"kTimeLimit", "kSolutionLimit", "kIterationLimi
 _WITHOUT_SOLUTION = frozenset({"kInfeasible", "kUnboundedOrInfeasible"})
 _INTEGER_TOLERANCE = 1e-4
 
-Terms = Mapping[Hashable, float]
+# Coefficient by key. Any, because a mapping that is only read is still not covariant in its keys.
+Terms = Mapping[Any, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from medley.planning.ilp import Effort
 # Part of a replica's measured throughput that a plan relies on. The rest pays for bursts and for queueing at the SLO's
 # percentile. One constant for every shape and size is the thin spot of this milestone (docs/allocation.md).
 DEFAULT_UTILISATION = 0.85
+MICRODOLLARS = 6  # decimals of amounts of money: sums are rounded to what a price may have (core/units.py)
 # Beyond these the solver's absolute tolerances (1e-6) stop meaning anything.
 LARGEST_USD_PER_HOUR = 1e6
 LARGEST_REPLICAS = 1e6

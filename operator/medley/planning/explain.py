@@ -1,0 +1,163 @@
+"""Why a class, a market or a zone is not in the plan, with a number.
+
+Called by `reconcile.plan` and `medley plan`. What was ruled out before the allocator was asked says so itself
+(`OutOfQuestion`, `Unable`); for the rest `breakeven` finds the price at which it would be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import assert_never
+
+from medley.core.accelerators import AcceleratorClass, Market, NodeOffer, OfferingKey, Shape
+from medley.planning.breakeven import Below, Breakeven, Never, NoRoom, breakeven
+from medley.planning.offerings import OutOfQuestion, Why
+from medley.planning.problem import Allocation, Infeasible
+from medley.planning.question import Question
+from medley.planning.throughput import Sustained
+
+_CENT = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class NotUsed:
+    """Why offers are not used; market and zone None: all of the class.
+
+    `usd_per_node_hour`: the price up to which they would be used, where price is what speaks against them.
+    """
+
+    accelerator_class: str
+    market: Market | None
+    zone: str | None
+    why: Why
+    message: str
+    usd_per_node_hour: float | None = None
+
+
+def explain(question: Question, answer: Allocation | Infeasible) -> tuple[NotUsed, ...]:
+    """Return one reason per class that is not used, and per market and zone that is not used of a class that is.
+
+    Of an infeasible demand, the best that can be had is explained.
+    """
+    used = {key for key, _ in (answer.best if isinstance(answer, Infeasible) else answer).replicas}
+    return tuple(reason for each in question.classes for reason in _of_class(question, each, used, answer))
+
+
+def _of_class(
+    question: Question, each: AcceleratorClass, used: set[OfferingKey], answer: Allocation | Infeasible
+) -> Iterator[NotUsed]:
+    own = {key for key in used if key.shape.accelerator_class == each.name}
+    if not own:
+        yield _ruled_out(question, each) or _offers(question, each, None, each.offers, answer)
+        return
+    for market in sorted({offer.market for offer in each.offers}):
+        offers = [offer for offer in each.offers if offer.market is market]
+        zones = {key.zone for key in own if key.market is market}
+        if not zones:
+            yield _offers(question, each, market, offers, answer)
+            continue
+        lowest = min(offer.usd_per_node_hour for offer in offers if offer.zone in zones)
+        for offer in sorted(offers, key=lambda offer: offer.zone):
+            if offer.zone not in zones:
+                yield _zone(question, each, offer, lowest)
+
+
+def _ruled_out(question: Question, each: AcceleratorClass) -> NotUsed | None:
+    """Return why no shape of the class can serve any of the demand, or None if one can."""
+    if any(shape.accelerator_class == each.name and rates for shape, rates in _able(question)):
+        return None
+    before = [out for out in question.out_of_question if out.accelerator_class == each.name and out.market is None]
+    judged = [
+        sustained for sustained in question.sustained if sustained.throughput.shape.accelerator_class == each.name
+    ]
+    if judged:
+        return NotUsed(each.name, None, None, Why.CANNOT_SERVE, "; ".join(_cannot(question, s) for s in judged))
+    if before:
+        return NotUsed(each.name, None, None, before[0].why, "; ".join(out.message for out in before))
+    return None
+
+
+def _able(question: Question) -> Iterator[tuple[Shape, bool]]:
+    demanded = {bucket for bucket, _ in question.problem.demand.requests_per_second}
+    for each in question.sustained:
+        rates = {bucket for bucket, _ in each.throughput.requests_per_second}
+        yield each.throughput.shape, bool(rates & demanded) or not demanded
+
+
+def _cannot(question: Question, judged: Sustained) -> str:
+    """Return why a shape serves nothing of the demand: the reason of its most demanded size."""
+    grid = question.problem.demand.grid
+    rates = dict(question.problem.demand.requests_per_second)
+    bucket, reason = max(judged.unable, key=lambda each: (rates.get(each[0], 0.0), each[0]))
+    sizes = "{} + {}".format(*grid.sizes(bucket))
+    return f"{judged.throughput.shape} cannot serve requests of up to {sizes} tokens: {reason}"
+
+
+def _offers(
+    question: Question,
+    each: AcceleratorClass,
+    market: Market | None,
+    offers: Iterable[NodeOffer],
+    answer: Allocation | Infeasible,
+) -> NotUsed:
+    """Return why none of a class's offers, or none in one market, is used although a shape of it can serve."""
+    keys = frozenset(
+        offering.key
+        for offering in question.problem.offerings
+        if offering.key.shape.accelerator_class == each.name
+        and market in (None, offering.key.market)
+        and offering.max_replicas != 0
+    )
+    if not keys:
+        out = [o for o in question.out_of_question if o.accelerator_class == each.name and o.market in (None, market)]
+        if market is None:
+            out = [o for o in question.out_of_question if o.accelerator_class == each.name]
+        messages = dict.fromkeys(_placed(reason) for reason in out)
+        why = out[0].why if out else Why.NOT_OFFERED
+        return NotUsed(each.name, market, None, why, "; ".join(messages) or "the AcceleratorClass names no price")
+    if isinstance(answer, Infeasible):
+        return NotUsed(each.name, market, None, Why.NOT_NEEDED, "would not serve more of the demand within the bounds")
+    return _priced(each, market, offers, breakeven(question.problem, answer.usd_per_hour, keys))
+
+
+def _priced(each: AcceleratorClass, market: Market | None, offers: Iterable[NodeOffer], found: Breakeven) -> NotUsed:
+    lowest = min(offer.usd_per_node_hour for offer in offers)
+    match found:
+        case NoRoom():
+            message = "the bounds leave no room for one replica of it"
+            return NotUsed(each.name, market, None, Why.CAPPED, message)
+        case Never():
+            message = "no plan would be cheaper with it, even if it cost nothing"
+            return NotUsed(each.name, market, None, Why.NOT_NEEDED, message)
+        case Below(factor, exact):
+            price = factor * lowest
+            about = "" if exact else " or a little more"
+            if price >= lowest - _CENT:
+                message = f"a plan with it costs the same, at {lowest:.2f} USD per node-hour"
+            else:
+                message = f"dearer: costs {lowest:.2f} USD per node-hour, would have to cost at most {price:.2f}{about}"
+            return NotUsed(each.name, market, None, Why.DEARER, message, price)
+        case _:
+            assert_never(found)
+
+
+def _zone(question: Question, each: AcceleratorClass, offer: NodeOffer, lowest: float) -> NotUsed:
+    """Return why one zone of a market that is used elsewhere is not."""
+    out = [
+        reason
+        for reason in question.out_of_question
+        if reason.accelerator_class == each.name and reason.market is offer.market and reason.zone == offer.zone
+    ]
+    if out:
+        return NotUsed(each.name, offer.market, offer.zone, out[0].why, out[0].message)
+    if offer.usd_per_node_hour > lowest:
+        message = f"dearer: costs {offer.usd_per_node_hour:.2f} USD per node-hour, {lowest:.2f} in a zone that is used"
+        return NotUsed(each.name, offer.market, offer.zone, Why.DEARER, message, lowest)
+    message = f"not needed: no cheaper at {offer.usd_per_node_hour:.2f} USD per node-hour than the zones that are used"
+    return NotUsed(each.name, offer.market, offer.zone, Why.NOT_NEEDED, message)
+
+
+def _placed(out: OutOfQuestion) -> str:
+    where = " ".join(str(part) for part in (out.market, out.zone) if part is not None)
+    return f"{where}: {out.message}" if where else out.message

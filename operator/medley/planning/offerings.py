@@ -1,0 +1,118 @@
+"""From classes and profiled shapes to what can be bought: offerings, caps, and what is out of the question.
+
+Called by `question`. A replica's price is its part of a node's price, node price / replicas that fit one node: the
+other GPUs of a node are taken to be used by other replicas (docs/allocation.md says when that is too kind).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from medley.core.accelerators import AcceleratorClass, Market, NodeOffer, Offering, OfferingKey, Shape
+from medley.core.errors import UnknownClassError
+from medley.core.service import SpotUse
+from medley.planning.problem import Cap
+
+
+class Why(StrEnum):
+    """Why offers of a class are not used."""
+
+    NO_PROFILE = "NoProfile"
+    TOO_LONG = "TooLong"  # a replica cannot hold the model's longest requests
+    NODE_TOO_SMALL = "NodeTooSmall"  # the shape needs more GPUs than a node has
+    CANNOT_SERVE = "CannotServe"  # nothing of the demand within the SLO
+    NOT_ALLOWED = "NotAllowed"  # by the service's own fields
+    CAPPED = "Capped"
+    UNAVAILABLE = "Unavailable"  # not to be had for now
+    NOT_OFFERED = "NotOffered"  # the class names no price
+    DEARER = "Dearer"
+    NOT_NEEDED = "NotNeeded"  # would not be used even for nothing
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfQuestion:
+    """Offers of a class that no plan may use, and why; shape, market and zone None: all of them."""
+
+    accelerator_class: str
+    why: Why
+    message: str
+    shape: Shape | None = None
+    market: Market | None = None
+    zone: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OnOffer:
+    """What can be bought, what offerings share, and what is out of the question."""
+
+    offerings: tuple[Offering, ...]
+    caps: tuple[Cap, ...]
+    out_of_question: tuple[OutOfQuestion, ...]
+
+
+def chosen_classes(classes: Iterable[AcceleratorClass], names: Collection[str]) -> tuple[AcceleratorClass, ...]:
+    """Return the classes that a service may use, by name; no names: all. Raises UnknownClassError."""
+    catalogue = {each.name: each for each in classes}
+    unknown = sorted(set(names) - catalogue.keys())
+    if unknown:
+        known = ", ".join(sorted(catalogue)) or "none"
+        raise UnknownClassError(
+            "spec.accelerators.classes", f"no AcceleratorClass named {', '.join(unknown)}; there are: {known}"
+        )
+    return tuple(catalogue[name] for name in sorted(names or catalogue))
+
+
+def on_offer(
+    classes: Iterable[AcceleratorClass],
+    shapes: Iterable[Shape],
+    *,
+    zones: Collection[str],
+    spot: SpotUse,
+    withheld: Iterable[tuple[OfferingKey, int, str]] = (),
+) -> OnOffer:
+    """Return the offerings of these shapes.
+
+    `zones`: those that may be used; empty: all. `withheld`: offerings of which there is no more to be had for now than
+    the given replicas, and why.
+    """
+    shapes = sorted(shapes)
+    at_most = {key: (count, why) for key, count, why in withheld}
+    offerings: list[Offering] = []
+    caps: list[Cap] = []
+    out: list[OutOfQuestion] = []
+    for each in classes:
+        fitting = [
+            shape for shape in shapes if shape.accelerator_class == each.name and shape.gpus <= each.gpus_per_node
+        ]
+        for offer in sorted(each.offers, key=lambda offer: (offer.market, offer.zone)):
+            refusal = _refusal(offer, zones, spot)
+            if refusal is not None:
+                out.append(OutOfQuestion(each.name, *refusal, market=offer.market, zone=offer.zone))
+                continue
+            uses: list[tuple[OfferingKey, float]] = []
+            for shape in fitting:
+                key = OfferingKey(shape, offer.market, offer.zone)
+                count, why = at_most.get(key, (None, ""))
+                if count is not None:
+                    message = f"not to be had for now: {why}"
+                    out.append(OutOfQuestion(each.name, Why.UNAVAILABLE, message, shape, offer.market, offer.zone))
+                per_node = each.gpus_per_node // shape.gpus
+                offerings.append(
+                    Offering(key, offer.usd_per_node_hour / per_node, count, offer.interruptions_per_node_hour)
+                )
+                uses.append((key, 1 / per_node))
+            if offer.max_nodes is not None and uses:
+                caps.append(Cap(f"nodes of {each.name}, {offer.market}, {offer.zone}", offer.max_nodes, tuple(uses)))
+    return OnOffer(tuple(offerings), tuple(caps), tuple(out))
+
+
+def _refusal(offer: NodeOffer, zones: Collection[str], spot: SpotUse) -> tuple[Why, str] | None:
+    if zones and offer.zone not in zones:
+        return Why.NOT_ALLOWED, "not among spec.accelerators.zones"
+    if offer.market is Market.SPOT and spot is SpotUse.NEVER:
+        return Why.NOT_ALLOWED, "spec.spot.policy is Never"
+    if offer.max_nodes == 0:
+        return Why.CAPPED, "capped at 0 nodes in the AcceleratorClass"
+    return None

@@ -1,0 +1,155 @@
+"""From a service, its classes and profiles to the question that the allocator answers.
+
+    question = ask(service, classes, profiles, fleet=..., withheld=...)
+    match allocate(question.problem): ...
+    not_used = explain(question, allocation)
+
+Called by `reconcile.plan` and `medley plan`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from medley.core.accelerators import AcceleratorClass, OfferingKey
+from medley.core.errors import InvalidInputError
+from medley.core.profiles import Profile
+from medley.core.service import Histogram, Service
+from medley.core.workload import MELANGE_GRID, Bucket, Demand
+from medley.planning.offerings import OutOfQuestion, Why, chosen_classes, on_offer
+from medley.planning.presets import preset
+from medley.planning.problem import DEFAULT_UTILISATION, AllocationProblem
+from medley.planning.throughput import Sustained, largest_request, most_trusted, sustained
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the allocator is asked, and what was ruled out before it was asked."""
+
+    problem: AllocationProblem
+    classes: tuple[AcceleratorClass, ...]  # that the service may use
+    profiles: tuple[Profile, ...]  # one per shape, those that were used
+    sustained: tuple[Sustained, ...]  # of the same shapes
+    out_of_question: tuple[OutOfQuestion, ...]
+
+    @property
+    def unprofiled(self) -> tuple[str, ...]:
+        """Classes without a profile of the model."""
+        return tuple(out.accelerator_class for out in self.out_of_question if out.why is Why.NO_PROFILE)
+
+
+def ask(
+    service: Service,
+    classes: Iterable[AcceleratorClass],
+    profiles: Iterable[Profile],
+    *,
+    demand: Demand | None = None,
+    fleet: tuple[tuple[OfferingKey, int], ...] = (),
+    withheld: Iterable[tuple[OfferingKey, int, str]] = (),
+    utilisation: float = DEFAULT_UTILISATION,
+) -> Question:
+    """Return the question for a service.
+
+    `demand`: what is to be served; None: the forecast. `fleet`: replicas that exist. `withheld`: offerings of which no
+    more than so many replicas are to be had for now, and why. Raises InvalidInputError, UnknownClassError.
+    """
+    chosen = chosen_classes(classes, service.classes)
+    names = {each.name for each in chosen}
+    of_model = most_trusted(
+        profile for profile in profiles if profile.model == service.model and profile.shape.accelerator_class in names
+    )
+    longest = _longest(service, of_model)
+    served = demand if demand is not None else forecast(service, longest)
+    fitting, out = _fitting(service, chosen, of_model)
+    judged = tuple(sustained(profile, service.slo, served.grid, longest=longest) for profile in fitting)
+    able = tuple(each.throughput for each in judged if each.throughput.requests_per_second)
+    offer = on_offer(
+        chosen, (each.shape for each in able), zones=service.zones, spot=service.spot.use, withheld=withheld
+    )
+    return Question(
+        AllocationProblem(
+            demand=served,
+            offerings=offer.offerings,
+            throughput=able,
+            limits=service.limits,
+            spot=service.spot,
+            caps=offer.caps,
+            fleet=fleet,
+            utilisation=utilisation,
+        ),
+        classes=chosen,
+        profiles=fitting,
+        sustained=judged,
+        out_of_question=(*out, *offer.out_of_question),
+    )
+
+
+def forecast(service: Service, longest: int) -> Demand:
+    """Return the forecast as a demand; sizes that hold no request of up to `longest` tokens do not count.
+
+    The rate is that of the requests that can be served, so it is spread over the sizes that are left.
+    """
+    written = service.forecast.distribution
+    histogram = preset(written) if isinstance(written, str) else written
+    rate = service.forecast.requests_per_second
+    if not math.isfinite(rate) or rate < 0:
+        raise InvalidInputError("spec.workload.requestsPerSecond", f"expected a rate of 0 or more, got {rate}")
+    if rate == 0:
+        return Demand(histogram.grid, ())
+    grid = histogram.grid
+    kept = tuple(
+        tuple(
+            weight if largest_request(grid, Bucket(i, o), longest) is not None else 0.0 for o, weight in enumerate(row)
+        )
+        for i, row in enumerate(histogram.weights)
+    )
+    if not any(weight for row in kept for weight in row):
+        raise InvalidInputError(
+            "spec.model.maxModelLen",
+            f"no request of the forecast fits {longest} tokens; raise it or change the forecast",
+        )
+    return Histogram(grid, kept).demand(rate)
+
+
+def _longest(service: Service, profiles: Iterable[Profile]) -> int:
+    """Return the length of the longest request that is let in, in tokens.
+
+    Where the service does not say, engines take the model's own limit: at least what any replica was seen to hold.
+    """
+    if service.max_model_len is not None:
+        return service.max_model_len
+    return max((profile.max_model_len for profile in profiles), default=MELANGE_GRID.input_edges[-1])
+
+
+def _fitting(
+    service: Service, classes: Iterable[AcceleratorClass], profiles: tuple[Profile, ...]
+) -> tuple[tuple[Profile, ...], tuple[OutOfQuestion, ...]]:
+    """Return the profiles whose shapes can be had and can hold the model, and why the others are out."""
+    fitting: list[Profile] = []
+    out: list[OutOfQuestion] = []
+    for each in sorted(classes, key=lambda each: each.name):
+        own = [profile for profile in profiles if profile.shape.accelerator_class == each.name]
+        if not own:
+            out.append(
+                OutOfQuestion(
+                    each.name, Why.NO_PROFILE, f"no PerformanceProfile of {service.model}; measure or add one"
+                )
+            )
+        if not each.offers:
+            out.append(OutOfQuestion(each.name, Why.NOT_OFFERED, "spec.zones of the AcceleratorClass names no price"))
+        for profile in own:
+            shape = profile.shape
+            if shape.gpus > each.gpus_per_node:
+                message = f"{shape} needs {shape.gpus} GPUs on one node, which has {each.gpus_per_node}"
+                out.append(OutOfQuestion(each.name, Why.NODE_TOO_SMALL, message, shape))
+            elif service.max_model_len is not None and profile.max_model_len < service.max_model_len:
+                message = (
+                    f"{shape} holds {profile.max_model_len} tokens, less than spec.model.maxModelLen "
+                    f"{service.max_model_len}; lower it, or use a larger shape"
+                )
+                out.append(OutOfQuestion(each.name, Why.TOO_LONG, message, shape))
+            else:
+                fitting.append(profile)
+    return tuple(fitting), tuple(out)
