@@ -1,0 +1,84 @@
+"""How the supervisor asks vLLM: health, counters, one token, version. Called by supervisor.py."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+
+from medley.core.errors import EngineError
+from medley.engine.samples import Sample, sample_from
+
+_ANSWER_S: Final = 5.0  # /health and /metrics; an engine that takes longer is not healthy
+_TOKEN: Final = 0  # every vocabulary has it
+_ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError)
+
+
+class EngineClient:
+    """HTTP to vLLM on this pod."""
+
+    def __init__(self, host: str, port: int, key: str) -> None:
+        address = f"[{host}]" if ":" in host else host
+        self._session = aiohttp.ClientSession(
+            base_url=f"http://{address}:{port}/",
+            headers={"Authorization": f"Bearer {key}"},
+            connector=aiohttp.TCPConnector(limit=4, force_close=True),  # vLLM comes and goes: no stale connections
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+    async def is_healthy(self) -> bool:
+        """Say whether /health answers 200."""
+        try:
+            async with self._session.get("health", timeout=aiohttp.ClientTimeout(_ANSWER_S)) as answer:
+                return answer.status == 200  # noqa: PLR2004 - HTTP
+        except _ERRORS:
+            return False  # the question was whether it answers
+
+    async def sample(self) -> Sample | None:
+        """Return vLLM's counters, or None if it has none yet or does not answer."""
+        try:
+            async with self._session.get("metrics", timeout=aiohttp.ClientTimeout(_ANSWER_S)) as answer:
+                text = await answer.text() if answer.status == 200 else ""  # noqa: PLR2004 - HTTP
+        except _ERRORS:
+            return None  # the age of the last sample says so
+        return sample_from(text, time.monotonic())
+
+    async def version(self) -> str:
+        """Return vLLM's version; empty if it does not say."""
+        try:
+            async with self._session.get("version", timeout=aiohttp.ClientTimeout(_ANSWER_S)) as answer:
+                said = await answer.json() if answer.status == 200 else {}  # noqa: PLR2004 - HTTP
+        except (*_ERRORS, ValueError):
+            return ""
+        return str(said.get("version", "")) if isinstance(said, dict) else ""
+
+    async def make_token(self, limit_s: float) -> None:
+        """Have vLLM make one token the way routers ask for them; EngineError says why it did not."""
+        body = {
+            "token_ids": [_TOKEN],
+            "sampling_params": {"max_tokens": 1, "temperature": 0.0, "ignore_eos": True, "detokenize": False},
+            "stream": False,
+        }
+        try:
+            async with self._session.post(
+                "inference/v1/generate", json=body, timeout=aiohttp.ClientTimeout(limit_s)
+            ) as answer:
+                text = await answer.text()
+                if answer.status != 200:  # noqa: PLR2004 - HTTP
+                    raise EngineError(f"asking vLLM for a token: {answer.status} {text[:300]}")
+        except TimeoutError as error:
+            raise EngineError(f"asking vLLM for a token: none within {limit_s:g} s") from error
+        except _ERRORS as error:
+            raise EngineError(f"asking vLLM for a token: {error}") from error

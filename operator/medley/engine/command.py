@@ -1,0 +1,92 @@
+"""From an assignment to vLLM's command line and environment. Called by supervisor.py; pure but for `obstacle`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from medley.engine.guard import KEY_VARIABLE
+from medley.wire.assignment import Assignment
+
+PLUGIN_REPORTS: Final = "MEDLEY_PLUGIN_REPORTS"  # folder: each vLLM process's plugin writes a file there
+GUARD: Final = "medley.engine.guard.KeyGuard"
+_SCALE_OUT: Final = "--enable-scale-out"  # /inference/v1/generate and /v1/*/render
+# What the supervisor decides or depends on; an assignment's own arguments must leave them alone.
+RESERVED: Final[Mapping[str, str]] = {
+    "--api-key": "the key comes from the service's Secret",
+    "--config": "give the options themselves",
+    "--disable-log-stats": "readiness is judged by vLLM's counters",
+    "--headless": "it is the supervisor's to decide",
+    "--host": "it is the supervisor's to decide",
+    "--max-model-len": "use spec.model.maxModelLen",
+    "--model": "use spec.model",
+    "--pipeline-parallel-size": "the shape decides",
+    "--port": "it is the supervisor's to decide",
+    "--root-path": "it is the supervisor's to decide",
+    "--served-model-name": "use spec.model.name",
+    "--ssl-certfile": "the supervisor speaks plain HTTP to vLLM",
+    "--ssl-keyfile": "the supervisor speaks plain HTTP to vLLM",
+    "--tensor-parallel-size": "the shape decides",
+    "--tokens-only": "chat is rendered by the engines",
+    "--uds": "it is the supervisor's to decide",
+    "-pp": "the shape decides",
+    "-tp": "the shape decides",
+}
+
+
+def argv(assignment: Assignment, host: str, port: int) -> tuple[str, ...]:
+    """Return vLLM's command line for an assignment; its key is not in it."""
+    length = () if assignment.max_model_len is None else ("--max-model-len", str(assignment.max_model_len))
+    return (
+        # Not `vllm serve`: builds for the CPU under another distribution name break that command.
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", assignment.model),
+        *("--served-model-name", assignment.served_model_name),
+        *("--host", host, "--port", str(port)),
+        *("--tensor-parallel-size", str(assignment.tensor_parallel)),
+        *("--pipeline-parallel-size", str(assignment.pipeline_parallel)),
+        *length,
+        _SCALE_OUT,
+        *("--middleware", GUARD),
+        *("--disable-access-log-for-endpoints", "/health,/metrics"),  # we ask for them every second
+        *assignment.engine_args,
+    )
+
+
+def environment(inherited: Mapping[str, str], key: str, reports: Path) -> dict[str, str]:
+    """Return vLLM's environment: ours, the key, and where its plugin reports."""
+    return {"VLLM_NO_USAGE_STATS": "1", **inherited, KEY_VARIABLE: key, PLUGIN_REPORTS: str(reports)}
+
+
+def refusal(assignment: Assignment) -> str:
+    """Return why this supervisor cannot take an assignment whatever the pod holds, or nothing."""
+    if assignment.rank != 0 or assignment.head_address is not None or len(assignment.peers) > 1:
+        return "rank, head_address, peers: this version serves a replica from one pod; choose a shape of one node"
+    for argument in assignment.engine_args:
+        if "\0" in argument:
+            return "spec.engine.args: an argument holds a NUL character; remove it"
+        flag = argument.partition("=")[0]
+        flag = flag.replace("_", "-") if flag.startswith("--") else flag
+        for reserved, reason in RESERVED.items():
+            # argparse takes any unambiguous beginning of an option for the option.
+            if flag == reserved or (len(flag) > len("--") and reserved.startswith(flag)):
+                return f"spec.engine.args: {reserved} is not allowed, {reason}"
+    for name in ("model", "served_model_name"):
+        value = getattr(assignment, name)
+        if not value or value.startswith("-") or not value.isprintable():
+            return f"{name}: expected a name or path, got {value!r}"
+    return ""
+
+
+def obstacle(assignment: Assignment) -> str:
+    """Look at the volume: return why the model is not there, or nothing. A name on a hub is vLLM's to find."""
+    path = Path(assignment.model)
+    if not path.is_absolute():
+        return ""
+    if not path.exists():
+        return f"spec.model.source.pvc.path: {path} not found in the volume; put the model there or correct the path"
+    if not (path / "config.json").exists() and path.is_dir():
+        return f"spec.model.source.pvc.path: {path} has no config.json; expected a model in Hugging Face format"
+    return ""
