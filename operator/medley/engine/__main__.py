@@ -14,6 +14,7 @@ from aiohttp import web
 from medley.core.errors import InvalidInputError
 from medley.engine.client import EngineClient
 from medley.engine.control import control_app
+from medley.engine.entry_point import write_entry_point
 from medley.engine.reaper import adopt_orphans
 from medley.engine.settings import Settings
 from medley.engine.status import status_app
@@ -34,6 +35,7 @@ def main() -> int:
 
 async def _serve(settings: Settings) -> None:
     with tempfile.TemporaryDirectory(prefix="medley-") as folder:
+        write_entry_point(Path(folder))
         async with EngineClient(settings.engine_host, settings.engine_port, settings.key) as client:
             supervisor = Supervisor(settings, client, Path(folder))
             loop = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,9 +56,11 @@ def argv(assignment: Assignment, host: str, port: int) -> tuple[str, ...]:
     )
 
 
-def environment(inherited: Mapping[str, str], key: str, reports: Path) -> dict[str, str]:
-    """Return vLLM's environment: ours, the key, and where its plugin reports."""
-    return {"VLLM_NO_USAGE_STATS": "1", **inherited, KEY_VARIABLE: key, PLUGIN_REPORTS: str(reports)}
+def environment(inherited: Mapping[str, str], key: str, folder: Path) -> dict[str, str]:
+    """Return vLLM's environment: ours, the key, and a folder where it finds its plugin and the plugin reports."""
+    path = os.pathsep.join(filter(None, (str(folder), inherited.get("PYTHONPATH"))))
+    own = {KEY_VARIABLE: key, PLUGIN_REPORTS: str(folder), "PYTHONPATH": path}
+    return {"VLLM_NO_USAGE_STATS": "1", **inherited, **own}
 
 
 def refusal(assignment: Assignment) -> str:

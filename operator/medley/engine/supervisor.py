@@ -52,10 +52,10 @@ def _log_engine(line: str) -> None:
 class Supervisor:
     """The engine of this pod, and what everybody wants of it."""
 
-    def __init__(self, settings: Settings, client: EngineClient, report_folder: Path) -> None:
+    def __init__(self, settings: Settings, client: EngineClient, folder: Path) -> None:
         self._settings = settings
         self._client = client
-        self._reports = report_folder
+        self._folder = folder
         self._state = State(since=time.monotonic())
         self._seen = Seen(now=time.monotonic())
         self._process: EngineProcess | None = None
@@ -211,13 +211,13 @@ class Supervisor:
         assignment = self._state.assignment
         assert assignment is not None
         settings = self._settings
-        reports.clear(self._reports)
+        reports.clear(self._folder)
         self._version, self._capabilities = "", ()
         argv = command.argv(assignment, settings.bind_host, settings.engine_port)
         log(f"starting {' '.join(argv)}")
         try:
             self._process = EngineProcess(
-                argv, command.environment(os.environ, settings.key, self._reports), _log_engine
+                argv, command.environment(os.environ, settings.key, self._folder), _log_engine
             )
         except OSError as error:
             self._stillborn = Exited(os.EX_OSERR, f"starting {argv[0]}: {error}")
@@ -241,8 +241,8 @@ class Supervisor:
         healthy, sample = await asyncio.gather(self._client.is_healthy(), self._client.sample())
         if healthy and not self._version:
             self._version = await self._client.version()
-            self._capabilities = reports.capabilities(self._reports)
-            if complaints := reports.complaints(self._reports):
+            self._capabilities = reports.capabilities(self._folder)
+            if complaints := reports.complaints(self._folder):
                 log(f"plugin: {complaints}")
         if self._process is process:  # else the answers are of another one
             self._seen = replace(self._seen, healthy=healthy, sample=sample or self._seen.sample)
