@@ -1,0 +1,103 @@
+"""What the demo and the end-to-end tests need before they begin: a cluster, images, a model.
+
+`python -m e2e.prepare` builds it all into the cache and starts nothing, so that tests do not wait for builds in silence.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from e2e.demo.cluster import Cluster
+from e2e.stage import images, paths
+from e2e.stage import cluster as stage
+from e2e.stage.processes import StageError
+from e2e.stage.progress import Board
+from e2e.stage.versions import HELM_TOOL, KUBERNETES_TOOL
+from e2e.vllm_venv import ensure_venv
+from medley.demo.model import ensure_model
+
+OURS = {"operator": "operator", "router": "router", "engineInit": "engine"}  # value of the chart -> image
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """A cluster to tell the story on, and the images to tell it with."""
+
+    cluster: Cluster
+    images: dict[str, str]  # operator, router, engineInit -> reference
+    engine_image: str
+
+
+def everything(console: Console) -> Environment:
+    """Have a running cluster and pushed images; what is there already is left alone."""
+    if os.environ.get("STAGE") == "existing":
+        return _existing()
+    stage.demand_root()
+    board = Board(console)
+    stage.up(board)
+    references = images.build((*OURS.values(), "vllm-cpu"), board)
+    images.push(references, board)
+    return Environment(
+        Cluster(paths.kubeconfig(), *_programs()),
+        {value: references[image] for value, image in OURS.items()},
+        references["vllm-cpu"],
+    )
+
+
+def take_down(console: Console) -> None:
+    """Remove the stage, unless the cluster is the user's own."""
+    if os.environ.get("STAGE") != "existing":
+        stage.down(Board(console))
+
+
+def _existing() -> Environment:
+    """Return the user's own cluster and images, all named by the environment."""
+    wanted = (
+        "KUBECONFIG",
+        "MEDLEY_OPERATOR_IMAGE",
+        "MEDLEY_ROUTER_IMAGE",
+        "MEDLEY_ENGINE_INIT_IMAGE",
+        "MEDLEY_VLLM_IMAGE",
+    )
+    missing = [name for name in wanted if not os.environ.get(name)]
+    if missing:
+        raise StageError(f"STAGE=existing needs {', '.join(missing)}: name your kubeconfig and the images you pushed")
+    config, operator, router, engine_init, vllm = (os.environ[name] for name in wanted)
+    programs = [shutil.which(name) for name in ("kubectl", "helm")]
+    if None in programs:
+        raise StageError("STAGE=existing needs kubectl and helm on PATH")
+    kubectl, helm = (Path(str(program)) for program in programs)
+    chosen = {"operator": operator, "router": router, "engineInit": engine_init}
+    return Environment(Cluster(Path(config), kubectl, helm), chosen, vllm)
+
+
+def _programs() -> tuple[Path, Path]:
+    return paths.program(KUBERNETES_TOOL, "kubectl"), paths.program(HELM_TOOL, "helm")
+
+
+def main() -> int:
+    """Build what tests need; say no in one line."""
+    console = Console(stderr=True)
+    board = Board(console)
+    try:
+        if os.geteuid() == 0:
+            stage.prepare(board)
+            images.build(OURS.values(), board)
+        with board.task("vLLM environment") as say:
+            ensure_venv(say)
+        with board.task("test model") as say:
+            ensure_model(say)
+    except StageError as error:
+        console.print(f"[red]prepare:[/red] {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
