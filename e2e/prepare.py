@@ -1,6 +1,6 @@
 """What the demo and the end-to-end tests need before they begin: a cluster, images, a model.
 
-`python -m e2e.prepare` builds it all into the cache and starts nothing, so that tests do not wait for builds in silence.
+`python -m e2e.prepare` builds it all into the cache and starts nothing, so that tests do not wait in silence.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from rich.console import Console
 
 from e2e.demo.cluster import Cluster
-from e2e.stage import images, paths
 from e2e.stage import cluster as stage
+from e2e.stage import images, paths
 from e2e.stage.processes import StageError
 from e2e.stage.progress import Board
 from e2e.stage.versions import HELM_TOOL, KUBERNETES_TOOL

@@ -1,0 +1,30 @@
+"""The end-to-end tests share one stage: it comes up once, and goes with the last of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+from rich.console import Console
+
+from e2e import prepare
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the stage out where there is no root, and say so in one line."""
+    if os.geteuid() == 0 or os.environ.get("STAGE") == "existing":
+        return
+    kept = [item for item in items if "stage" not in item.keywords]
+    config.hook.pytest_deselected(items=[item for item in items if "stage" in item.keywords])
+    items[:] = kept
+    Console(stderr=True).print("the stage needs root: its tests are deselected; STAGE=existing uses a cluster of yours")
+
+
+@pytest.fixture(scope="session")
+def environment() -> Generator[prepare.Environment, None, None]:
+    """A running cluster with medley's images in its registry."""
+    console = Console(stderr=True)
+    yield prepare.everything(console)
+    if os.environ.get("KEEP") != "1":
+        prepare.take_down(console)
