@@ -1,0 +1,165 @@
+"""Drives a conversation over real engines: places, sends, reads, and goes on elsewhere when an attempt breaks.
+
+Called by `server`, one task per choice. What is decided is decided in `session`; here are sockets and time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from medley.core.workload import Bucket
+from medley.router.admission import Admission
+from medley.router.engine_client import EngineClient
+from medley.router.fleet import Attempt, Fleet
+from medley.router.metrics import RouterMetrics
+from medley.router.session import (
+    Abandon,
+    Broken,
+    Cause,
+    Command,
+    Deliver,
+    Event,
+    Finish,
+    Issue,
+    Placed,
+    Seek,
+)
+from medley.wire.generate import EngineFault, TokenEvent
+
+# Silence that turned out to be slowness must not repeat for ever: each makes the request twice as patient.
+_MOST_PATIENCE = 64.0
+
+
+@dataclass(slots=True)
+class Carriage:
+    """One choice on its way."""
+
+    bucket: Bucket | None
+    max_tokens: int
+    arrived: float  # event loop time, like all times here
+    deadline: float
+    deliver: Callable[[Deliver | Finish], None]  # does not block: the client's pace is the server's business
+    delivered: int = 0
+    last_delivery: float | None = None
+    broken_by: Cause | None = None  # of the attempt before, until a token follows
+    avoid: str | None = None  # the replica that broke last
+    patience: float = 1.0
+
+
+class Carrier:
+    """Carries conversations over the fleet."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        admission: Admission,
+        engines: EngineClient,
+        metrics: RouterMetrics,
+        *,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._fleet, self._admission, self._engines, self._metrics = fleet, admission, engines, metrics
+        self._clock, self._wall_clock = clock, wall_clock
+
+    async def carry(self, conversation: Generator[Command, Event, None], carriage: Carriage) -> Finish | Abandon:
+        """Run a conversation to its end; a `Finish` was delivered. Cancelling aborts the engine's work."""
+        try:
+            async with asyncio.timeout_at(carriage.deadline) as scope:
+                command = next(conversation)
+                while isinstance(command, Seek):
+                    attempt = await self._admission.place(
+                        carriage.bucket,
+                        carriage.max_tokens - carriage.delivered,
+                        resuming=command.resuming,
+                        patience=carriage.patience,
+                        avoid=carriage.avoid,
+                    )
+                    command = await self._attempt(conversation, carriage, attempt)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            return Abandon(EngineFault(504, "the request's deadline passed before it was complete", None))
+        finally:
+            conversation.close()
+        assert isinstance(command, Finish | Abandon)
+        return command
+
+    async def _attempt(
+        self, conversation: Generator[Command, Event, None], carriage: Carriage, attempt: Attempt
+    ) -> Command:
+        """Run one attempt and return what the conversation wants after it."""
+        cause: Cause | None = None
+        try:
+            command = conversation.send(Placed(attempt.replica.resumes_output))
+            assert isinstance(command, Issue)
+            self._note_issue(carriage, attempt, command)
+            try:
+                async with asyncio.timeout(None) as attempt.scope:
+                    if attempt.cause is not None:  # broken off between its placement and now
+                        attempt.scope.reschedule(self._clock())
+                    command, event = await self._read(conversation, carriage, attempt, command)
+            except TimeoutError:
+                if attempt.cause is None:
+                    raise  # the deadline of the request
+                event = Broken(attempt.cause, accepted=True)
+                command = conversation.send(event)
+            if isinstance(command, Seek):
+                cause = event.cause if isinstance(event, Broken) else Cause.ENGINE_ERROR
+                self._note_break(carriage, attempt, cause)
+        finally:
+            self._fleet.close(attempt, cause)
+        return command
+
+    async def _read(
+        self, conversation: Generator[Command, Event, None], carriage: Carriage, attempt: Attempt, issue: Issue
+    ) -> tuple[Command, Event]:
+        """Feed the engine's events to the conversation until it wants something else than to deliver."""
+        async with aclosing(self._engines.generate(attempt.replica.url, issue.call)) as blocks:
+            async for events in blocks:
+                for event in events:
+                    if isinstance(event, TokenEvent) and event.token_ids:
+                        self._note_tokens(attempt, len(event.token_ids))
+                    command = conversation.send(event)
+                    if isinstance(command, Deliver | Finish):
+                        self._note_delivery(carriage, len(command.token_ids))
+                        carriage.deliver(command)
+                    if not isinstance(command, Deliver):
+                        return command, event
+        raise AssertionError("the engine client ends with a finish, a fault or a break")
+
+    def _note_issue(self, carriage: Carriage, attempt: Attempt, issue: Issue) -> None:
+        self._metrics.live.last_issue[attempt.replica.name] = self._wall_clock()
+        if carriage.broken_by is not None:
+            self._metrics.resumed(carriage.broken_by, issue.mode)
+
+    def _note_break(self, carriage: Carriage, attempt: Attempt, cause: Cause) -> None:
+        self._metrics.broken.labels(cause.value).inc()
+        carriage.broken_by = cause
+        carriage.avoid = attempt.replica.name
+        if cause is Cause.SILENCE:
+            carriage.patience = min(carriage.patience * 2, _MOST_PATIENCE)
+
+    def _note_tokens(self, attempt: Attempt, tokens: int) -> None:
+        if attempt.first_token is None:
+            self._fleet.made_token(attempt.replica)
+        attempt.received(tokens, self._clock())
+
+    def _note_delivery(self, carriage: Carriage, tokens: int) -> None:
+        if not tokens:
+            return
+        now = self._clock()
+        if carriage.last_delivery is None:
+            self._metrics.ttft.observe(now - carriage.arrived)
+        else:
+            gap = now - carriage.last_delivery
+            self._metrics.itl.observe(gap)
+            if carriage.broken_by is not None:
+                self._metrics.pause.observe(gap)
+        carriage.broken_by = None
+        carriage.last_delivery = now
+        carriage.delivered += tokens
+        self._metrics.tokens.inc(tokens)

@@ -1,0 +1,254 @@
+"""The replicas as this router sees them: who is there, who is leaving, what runs where, who just failed.
+
+Sources (`cluster`, `static`) replace the immutable `FleetView`; `admission` places requests; `carrier` opens and closes
+`Attempt`s. Level-triggered: `settle` looks at what is, on every change and every tick, and breaks off what should move.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from medley.core.workload import Bucket
+from medley.planning.departure import Finish, departure
+from medley.planning.routing import Candidate, Credit, RoutingTable, place
+from medley.router.session import Cause
+
+# A replica that broke gets no request for this long; twice as long each time, until it makes a token again.
+FIRST_SUSPENSION_SECONDS = 0.25
+LONGEST_SUSPENSION_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One engine that this router may use."""
+
+    name: str
+    url: str  # of vLLM's API
+    shape: str = ""
+    max_running: int = 64
+    ready: bool = True
+    leaves_at: datetime | None = None  # None: no notice
+    resumes_output: bool = False  # Capability.RESUME_EXACT
+
+
+@dataclass(frozen=True, slots=True)
+class FleetView:
+    """All replicas at one moment, and the routing table; a source makes a new one for each change."""
+
+    replicas: Mapping[str, Replica] = field(default_factory=dict)
+    table: RoutingTable | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long an engine may be silent."""
+
+    silence: timedelta = timedelta(seconds=5)  # between tokens
+    first_token: timedelta = timedelta(seconds=60)  # from the call to its first token
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One call to one replica, while it runs. `scope` lets others end it, whatever it waits for."""
+
+    replica: Replica
+    started: float  # event loop time, like all times here
+    last_progress: float
+    remaining_tokens: int
+    patience: float = 1.0  # factor on the limits
+    tokens: int = 0
+    first_token: float | None = None
+    cause: Cause | None = None
+    scope: asyncio.Timeout | None = None
+
+    def received(self, tokens: int, now: float) -> None:
+        """Note that tokens came."""
+        if self.first_token is None:
+            self.first_token = now
+        self.last_progress = now
+        self.tokens += tokens
+        self.remaining_tokens -= tokens
+
+    @property
+    def per_token(self) -> timedelta | None:
+        """Measured time per token; None until there are two."""
+        if self.first_token is None or self.tokens < 2:  # noqa: PLR2004  # one interval
+            return None
+        return timedelta(seconds=(self.last_progress - self.first_token) / (self.tokens - 1))
+
+    def break_off(self, cause: Cause) -> None:
+        """End the attempt where it waits; the stream goes on elsewhere."""
+        if self.cause is not None:
+            return
+        self.cause = cause
+        if self.scope is not None:
+            self.scope.reschedule(asyncio.get_running_loop().time())
+
+
+@dataclass(slots=True)
+class _Suspect:
+    failures: int
+    until: float
+
+
+@dataclass(slots=True)
+class _Notice:
+    seen: float
+    deadline: datetime
+    notice_time: timedelta
+
+
+class Fleet:
+    """What runs where."""
+
+    def __init__(
+        self,
+        limits: Limits = Limits(),
+        *,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.view = FleetView()
+        self.limits = limits
+        self._clock, self._wall_clock = clock, wall_clock
+        self._attempts: dict[str, set[Attempt]] = {}
+        self._suspects: dict[str, _Suspect] = {}
+        self._notices: dict[str, _Notice] = {}
+        self._credit: Credit = {}
+        self.changed: Callable[[], None] = lambda: None  # admission: there may be room now
+
+    # What sources do
+
+    def replace(self, view: FleetView) -> None:
+        """Take in what a source sees now."""
+        self.view = view
+        self.settle()
+        self.changed()
+
+    # What admission and the carrier do
+
+    def place(self, bucket: Bucket | None, *, avoid: str | None = None) -> Replica | None:
+        """Return the replica for one more request, or None: no room now. `avoid` is taken only if no other is there."""
+        candidates = self.candidates()
+        others = [each for each in candidates if each.name != avoid]
+        placement = place(self.view.table, bucket, others or candidates, self._credit)
+        if placement is None and others:
+            placement = place(self.view.table, bucket, candidates, self._credit)
+        if placement is None:
+            return None
+        self._credit = placement.credit
+        return self.view.replicas[placement.replica]
+
+    def candidates(self) -> list[Candidate]:
+        """Return the replicas that new requests may go to. One that broke is tried with one request at a time."""
+        now = self._clock()
+        found = []
+        for replica in self.view.replicas.values():
+            suspect = self._suspects.get(replica.name)
+            if not replica.ready or replica.leaves_at is not None or (suspect and now < suspect.until):
+                continue
+            running = len(self._attempts.get(replica.name, ()))
+            found.append(Candidate(replica.name, replica.shape, running, 1 if suspect else replica.max_running))
+        return found
+
+    def open(self, replica: Replica, remaining_tokens: int, patience: float) -> Attempt:
+        """Count an attempt on a replica."""
+        now = self._clock()
+        attempt = Attempt(replica, now, now, remaining_tokens, patience)
+        self._attempts.setdefault(replica.name, set()).add(attempt)
+        return attempt
+
+    def close(self, attempt: Attempt, cause: Cause | None) -> None:
+        """Count it no longer. `cause` says how it broke; None: it did not, or the client left."""
+        name = attempt.replica.name
+        attempts = self._attempts.get(name)
+        if attempts is not None:
+            attempts.discard(attempt)
+            if not attempts:
+                del self._attempts[name]
+        if cause is not None and cause not in {Cause.NOTICE, Cause.DIVERGED}:
+            self._suspend(name)
+        self.changed()
+
+    def made_token(self, replica: Replica) -> None:
+        """Trust a replica again: it works."""
+        self._suspects.pop(replica.name, None)
+
+    @property
+    def running(self) -> dict[str, int]:
+        """Open attempts by replica."""
+        return {name: len(attempts) for name, attempts in self._attempts.items()}
+
+    def notice_seen(self, name: str) -> float | None:
+        """Return when this router saw that a replica leaves (event loop time)."""
+        notice = self._notices.get(name)
+        return None if notice is None else notice.seen
+
+    def _suspend(self, name: str) -> None:
+        failures = min(self._suspects[name].failures + 1 if name in self._suspects else 1, 16)
+        pause = min(FIRST_SUSPENSION_SECONDS * 2 ** (failures - 1), LONGEST_SUSPENSION_SECONDS)
+        self._suspects[name] = _Suspect(failures, self._clock() + pause)
+
+    # What every change and every tick does
+
+    def settle(self, lag: float = 0.0) -> None:
+        """Break off attempts that should move: their replica leaves, or says nothing.
+
+        `lag`: seconds by which this process itself was late; engines are not blamed for them.
+        """
+        self._take_notice()
+        free = sum(max(each.max_running - each.running, 0) for each in self.candidates())
+        for name, attempts in list(self._attempts.items()):
+            notice = self._notices.get(name)
+            if notice is not None:
+                free -= self._depart(notice, attempts, free)
+            self._watch(attempts, lag)
+
+    def _take_notice(self) -> None:
+        """Keep the first deadline of each notice: some sources can only say "from now"."""
+        now, wall = self._clock(), self._wall_clock()
+        leaving = {name: each.leaves_at for name, each in self.view.replicas.items() if each.leaves_at is not None}
+        # A replica that is no longer listed went without a word.
+        leaving |= {name: wall for name in self._attempts if name not in self.view.replicas}
+        self._notices = {
+            name: self._notices.get(name) or _Notice(now, deadline, max(deadline - wall, timedelta(0)))
+            for name, deadline in leaving.items()
+        }
+
+    def _depart(self, notice: _Notice, attempts: Iterable[Attempt], free: int) -> int:
+        """Move what cannot end in time, as far as there is room elsewhere; without, it is better off here."""
+        left = notice.deadline - self._wall_clock()
+        moved = 0
+        for attempt in sorted(attempts, key=lambda each: each.remaining_tokens, reverse=True):
+            if moved >= free:
+                break
+            choice = departure(
+                remaining_tokens=attempt.remaining_tokens,
+                per_token=attempt.per_token,
+                left=left,
+                notice_time=notice.notice_time,
+            )
+            # Without a token yet there is nothing to lose by going at once.
+            waits = isinstance(choice, Finish) or (attempt.tokens > 0 and choice.wait > timedelta(0))
+            if attempt.cause is None and not waits:
+                attempt.break_off(Cause.NOTICE)
+                moved += 1
+        return moved
+
+    def _watch(self, attempts: set[Attempt], lag: float) -> None:
+        now = self._clock()
+        silence = self.limits.silence.total_seconds()
+        for attempt in attempts:
+            attempt.last_progress += lag
+        newest = max((each.last_progress for each in attempts if each.tokens), default=None)
+        # If one stream is silent and none has progressed, the engine hangs; those still waiting for a first token would
+        # wait in vain.
+        hangs = newest is not None and now - newest > silence
+        for attempt in list(attempts):
+            waited = now - attempt.last_progress
+            limit = silence if attempt.tokens or hangs else self.limits.first_token.total_seconds()
+            if waited > limit * attempt.patience:
+                attempt.break_off(Cause.SILENCE)

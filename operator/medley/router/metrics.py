@@ -1,0 +1,133 @@
+"""Every metric of the router, in one place; names are what dashboards and the operator's demand estimate match on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from medley.core.workload import MELANGE_GRID, Bucket, SizeGrid
+from medley.router.session import Cause, ResumeMode
+
+# Of vLLM's own histograms, so that the two can be laid over one another.
+_TTFT_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
+_ITL_SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+_PAUSE_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120)
+
+
+class _Live(Collector):
+    """Gauges read from what is, at the moment of the scrape."""
+
+    def __init__(self) -> None:
+        self.running: Callable[[], Mapping[str, int]] = dict
+        self.waiting: Callable[[], int] = lambda: 0
+        self.last_issue: dict[str, float] = {}
+        self.notices: Callable[[], Mapping[str, float]] = dict
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        """Return the gauges."""
+        waiting = GaugeMetricFamily("medley_router_queue", "Choices that wait for their first replica.")
+        waiting.add_metric([], self.waiting())
+        families = [waiting]
+        for name, text, values in (
+            ("medley_router_running", "Attempts that run on a replica.", self.running()),
+            (
+                "medley_router_last_issue_timestamp_seconds",
+                "When a call was last sent to a replica (Unix time).",
+                self.last_issue,
+            ),
+            (
+                "medley_router_notice_timestamp_seconds",
+                "When this router saw that a replica leaves (Unix time).",
+                self.notices(),
+            ),
+        ):
+            family = GaugeMetricFamily(name, text, labels=["replica"])
+            for replica, value in values.items():
+                family.add_metric([replica], value)
+            families.append(family)
+        return families
+
+
+class RouterMetrics:
+    """The registry of one router and what it counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.live = _Live()
+        self.registry.register(self.live)
+        self._requests = Counter(
+            "medley_router_requests",
+            "Requests by size class: upper edges of prompt tokens and of max_tokens.",
+            ["input_bucket", "output_bucket"],
+            registry=self.registry,
+        )
+        self._answers = Counter(
+            "medley_router_answers", "Answers by status of the HTTP response.", ["status"], registry=self.registry
+        )
+        self._prompt_tokens = Counter("medley_router_prompt_tokens", "Prompt tokens.", registry=self.registry)
+        self.tokens = Counter("medley_router_tokens", "Tokens given to clients.", registry=self.registry)
+        self._output_tokens = Counter(
+            "medley_router_output_tokens",
+            "Tokens that finished choices made, by size class of the request.",
+            ["input_bucket", "output_bucket"],
+            registry=self.registry,
+        )
+        self.broken = Counter(
+            "medley_router_broken_attempts", "Attempts that ended early.", ["cause"], registry=self.registry
+        )
+        self._resumes = Counter(
+            "medley_router_resumes",
+            "Calls that went on with a choice after an attempt broke.",
+            ["cause", "mode"],
+            registry=self.registry,
+        )
+        self.ttft = Histogram(
+            "medley_router_time_to_first_token_seconds",
+            "Arrival of a request to its first token.",
+            buckets=_TTFT_SECONDS,
+            registry=self.registry,
+        )
+        self.itl = Histogram(
+            "medley_router_inter_token_latency_seconds",
+            "Time between deliveries of one choice.",
+            buckets=_ITL_SECONDS,
+            registry=self.registry,
+        )
+        self.pause = Histogram(
+            "medley_router_pause_seconds",
+            "Last token of a broken attempt to the next token of its choice.",
+            buckets=_PAUSE_SECONDS,
+            registry=self.registry,
+        )
+
+    def asked(self, grid: SizeGrid | None, prompt_tokens: int, max_tokens: int) -> Bucket:
+        """Count a request and return its size class."""
+        grid = grid or MELANGE_GRID
+        bucket = grid.bucket(prompt_tokens, max_tokens)
+        self._requests.labels(*_edges(grid, bucket)).inc()
+        self._prompt_tokens.inc(prompt_tokens)
+        return bucket
+
+    def finished(self, grid: SizeGrid | None, bucket: Bucket, output_tokens: int) -> None:
+        """Count a choice that came to its end."""
+        self._output_tokens.labels(*_edges(grid or MELANGE_GRID, bucket)).inc(output_tokens)
+
+    def answered(self, status: int) -> None:
+        """Count an answer."""
+        self._answers.labels(str(status)).inc()
+
+    def resumed(self, cause: Cause, mode: ResumeMode | None) -> None:
+        """Count a call that goes on after a break."""
+        self._resumes.labels(cause.value, "restart" if mode is None else mode.value).inc()
+
+    def exposition(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+def _edges(grid: SizeGrid, bucket: Bucket) -> tuple[str, str]:
+    inputs, outputs = grid.sizes(bucket)
+    return str(inputs), str(outputs)
