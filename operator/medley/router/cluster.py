@@ -185,7 +185,7 @@ def _take_spec(item: Mapping[str, Any], fleet: Fleet, serving: Serving, options:
 
 
 async def _learn_capabilities(seen: _Seen, engines: EngineClient, refresh: Callable[[], None]) -> None:
-    """Ask the supervisor of each new pod what its engine can do; until it answers, the engine can do nothing special."""
+    """Ask the supervisor of each new pod what its engine can do; until it answers, nothing special."""
     while True:
         for pod in list((seen.pods or {}).values()):
             uid, address = pod["metadata"].get("uid", ""), pod.get("status", {}).get("podIP")

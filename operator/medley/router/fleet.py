@@ -126,7 +126,6 @@ class Fleet:
         """Take in what a source sees now."""
         self.view = view
         self.settle()
-        self.changed()
 
     # What admission and the carrier do
 
@@ -195,7 +194,7 @@ class Fleet:
     # What every change and every tick does
 
     def settle(self, lag: float = 0.0) -> None:
-        """Break off attempts that should move: their replica leaves, or says nothing.
+        """Break off attempts that should move, since their replica leaves or says nothing; let in who waits.
 
         `lag`: seconds by which this process itself was late; engines are not blamed for them.
         """
@@ -206,6 +205,7 @@ class Fleet:
             if notice is not None:
                 free -= self._depart(notice, attempts, free)
             self._watch(attempts, lag)
+        self.changed()  # a suspension may be over
 
     def _take_notice(self) -> None:
         """Keep the first deadline of each notice: some sources can only say "from now"."""
