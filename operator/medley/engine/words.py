@@ -20,7 +20,12 @@ _TAIL: Final = 3  # lines, when no line looks like an error
 def last_words(lines: Sequence[str]) -> str:
     """Return the error that made vLLM end: its last error line that is not hearsay, else its last lines."""
     bare = [line for line in (bare_line(line) for line in lines) if line]
-    errors = [line for line in bare if _ERROR.match(line) or _USAGE.match(line)]
+    errors = [
+        # pydantic says what is wrong in the line after.
+        f"{line} {' '.join(bare[at + 1 : at + 2])}".strip() if "validation error" in line else line
+        for at, line in enumerate(bare)
+        if _ERROR.match(line) or _USAGE.match(line)
+    ]
     told = [line for line in errors if not any(phrase in line for phrase in _HEARSAY)]
     words = (told or errors or [" / ".join(bare[-_TAIL:])])[-1]
     return words if len(words) <= _LIMIT else f"{words[: _LIMIT - 1]}…"

@@ -30,9 +30,7 @@ def _difference(symbol: Symbol) -> str:
         return f"{symbol.module} cannot be imported ({error})"
     except AttributeError:
         return f"{symbol.module} has no {symbol.name}"
-    parameters = tuple(inspect.signature(found).parameters)
-    if parameters[: len(symbol.parameters)] != symbol.parameters:
-        return (
-            f"{symbol.module}.{symbol.name} takes ({', '.join(parameters)}), not ({', '.join(symbol.parameters)}, ...)"
-        )
+    parameters, expected = tuple(inspect.signature(found).parameters), tuple(symbol.parameters.split())
+    if parameters[: len(expected)] != expected:
+        return f"{symbol.module}.{symbol.name} takes ({', '.join(parameters)}), not ({', '.join(expected)}, ...)"
     return ""
