@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 
 from medley.core.accelerators import Market, OfferingKey, Shape
 from medley.core.errors import SolverError
@@ -36,7 +35,6 @@ _SMALLEST_SHARE = 1e-4
 _OVERLOAD_TOLERANCE = 1e-3
 
 
-@lru_cache(maxsize=128)  # a pure function; passes over an unchanged world ask the same again
 def allocate(problem: AllocationProblem) -> Allocation | Infeasible:
     """Return the cheapest allocation, or what cannot be met and which bounds are in the way.
 

@@ -1,48 +1,12 @@
-"""What replicas that are given can serve.
-
-Called by `reconcile.plan`, which keeps the fleet that exists while it serves and a new one saves too little.
-"""
+"""How busy a plan makes its replicas. Called by `medley plan`; the simulator compares it with what came about."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 
-from medley.core.accelerators import OfferingKey, Shape
-from medley.planning.allocator import allocate
-from medley.planning.problem import Allocation, AllocationProblem, Infeasible
-
-
-def held(problem: AllocationProblem, replicas: Iterable[tuple[OfferingKey, int]]) -> Allocation | None:
-    """Return the allocation with exactly these replicas if they meet the demand and all bounds, or None.
-
-    Bounds on buying more (caps of offerings) do not speak against what is there; an offering that is no longer on
-    offer does, since its price is unknown.
-    """
-    counts = {key: count for key, count in replicas if count}
-    offered = {offering.key for offering in problem.offerings}
-    if counts.keys() - offered:
-        return None
-    fixed = tuple(
-        replace(offering, max_replicas=counts[offering.key]) for offering in problem.offerings if offering.key in counts
-    )
-    whole = sum(counts.values())
-    if not problem.limits.min_replicas <= whole <= problem.limits.max_replicas:
-        return None
-    given = replace(
-        problem,
-        offerings=fixed,
-        caps=(),
-        fleet=(),
-        limits=replace(problem.limits, min_replicas=whole),
-        utilisation_of=tuple((key, value) for key, value in problem.utilisation_of if key in counts),
-    )
-    match allocate(given):
-        case Allocation() as found:
-            return found
-        case Infeasible():
-            return None
+from medley.core.accelerators import Shape
+from medley.planning.problem import Allocation, AllocationProblem
 
 
 def utilisation(problem: AllocationProblem, allocation: Allocation) -> Mapping[Shape, float]:

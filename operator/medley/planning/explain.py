@@ -154,7 +154,10 @@ def _zone(question: Question, each: AcceleratorClass, offer: NodeOffer, lowest: 
     if offer.usd_per_node_hour > lowest:
         message = f"dearer: costs {offer.usd_per_node_hour:.2f} USD per node-hour, {lowest:.2f} in a zone that is used"
         return NotUsed(each.name, offer.market, offer.zone, Why.DEARER, message, lowest)
-    message = f"not needed: no cheaper at {offer.usd_per_node_hour:.2f} USD per node-hour than the zones that are used"
+    if offer.usd_per_node_hour < lowest:
+        message = "not needed: cheaper here, but the bounds on the whole plan are met at least cost without it"
+    else:
+        message = f"not needed: costs {offer.usd_per_node_hour:.2f} USD per node-hour, as in zones that are used"
     return NotUsed(each.name, offer.market, offer.zone, Why.NOT_NEEDED, message)
 
 

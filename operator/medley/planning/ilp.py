@@ -10,7 +10,7 @@ solution "optimal", and raises KeyError at a node limit.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -165,7 +165,7 @@ def _gap(programme: Programme, status: str, mip_gap: float) -> float:
 def _built(programme: Programme, objective: Terms) -> tuple[pulp.LpProblem, dict[Hashable, pulp.LpVariable]]:
     problem = pulp.LpProblem("medley", pulp.LpMinimize)
     columns = {
-        variable.key: pulp.LpVariable(
+        variable.key: problem.add_variable(
             # Padded, because PuLP sorts by name and the order of columns decides among equal solutions.
             f"v{number:07d}",
             lowBound=0,
@@ -174,17 +174,22 @@ def _built(programme: Programme, objective: Terms) -> tuple[pulp.LpProblem, dict
         )
         for number, variable in enumerate(programme.variables)
     }
-    problem.addVariables(columns.values())
-    problem.setObjective(_expression(columns, objective))
+    # Every column is named in the objective: PuLP knows only the variables that it meets in an expression.
+    problem.setObjective(_expression(columns, {**dict.fromkeys(columns, 0.0), **objective}))
     for row in programme.rows:
-        for sense, bound in ((pulp.LpConstraintGE, row.at_least), (pulp.LpConstraintLE, row.at_most)):
-            if row.at_least is not None and row.at_least == row.at_most:
-                sense = pulp.LpConstraintEQ  # noqa: PLW2901  # one equation instead of two inequalities
-            if bound is not None:
-                problem.addConstraint(pulp.LpConstraint(_expression(columns, row.terms), sense, rhs=bound))
-            if sense == pulp.LpConstraintEQ:
-                break
+        for sense, bound in _sides(row):
+            problem.addConstraint(pulp.LpConstraint(_expression(columns, row.terms), sense, rhs=bound))
     return problem, columns
+
+
+def _sides(row: Row) -> Iterator[tuple[int, float]]:
+    if row.at_least is not None and row.at_least == row.at_most:
+        yield pulp.LpConstraintEQ, row.at_least
+        return
+    if row.at_least is not None:
+        yield pulp.LpConstraintGE, row.at_least
+    if row.at_most is not None:
+        yield pulp.LpConstraintLE, row.at_most
 
 
 def _expression(columns: Mapping[Hashable, pulp.LpVariable], terms: Terms) -> pulp.LpAffineExpression:

@@ -7,6 +7,7 @@ cannot be served, and `Unable` says why.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,6 +17,8 @@ from medley.core.profiles import LatencyPoint, Profile, ProfileSource
 from medley.core.workload import Bucket, SizeGrid, Slo
 from medley.planning.problem import ShapeThroughput
 
+# A size measured this near to the longest possible request counts as measured there: 4096 is met by 3840 + 256.
+_NEARLY = 0.95
 _TRUST = {ProfileSource.ESTIMATED: 0, ProfileSource.MEASURED: 1, ProfileSource.OBSERVED: 2}
 
 
@@ -137,6 +140,11 @@ def _rate(profile: Profile, slo: Slo, largest: tuple[int, int], longest: int) ->
     needed = min(sum(largest), longest)
     if needed > profile.max_model_len:
         return TooLong(needed, profile.max_model_len)
+    if sum(largest) > longest:
+        # No request is that large in both dimensions, and none could be measured. Of those at the limit the one with
+        # the most output stands for all, since decoding a token costs more than prefilling it.
+        output = largest[1]
+        largest = math.floor(_NEARLY * (longest - output)), math.floor(_NEARLY * output)
     sizes = _covering(profile.points, largest)
     if not sizes:
         return NotMeasured(

@@ -1,0 +1,182 @@
+"""`medley plan`: what a service would run on, what it costs and why, by the code that the operator runs.
+
+Reads manifests, asks `planning.proposal` as a pass over a service without any replicas would, and prints the answer as
+a table for people or as the `status.plan` that the operator would write.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from medley.api.llmservice_status import Infeasible, NotUsed, PlannedOffering, PlanStatus, Routing, RoutingShare
+from medley.cli.manifests import Manifests, read
+from medley.core.errors import MedleyError
+from medley.planning.capacity import utilisation
+from medley.planning.fleet import Observed
+from medley.planning.proposal import Proposal, propose
+
+MET, UNMET, INVALID = 0, 1, 2
+# A plan from nothing remembers nothing, so the time does not matter; it is an argument of the planning code.
+_ANY_TIME = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def run(paths: Sequence[Path], out: str) -> int:
+    """Print the plan and return the exit status."""
+    try:
+        manifests = read(paths)
+        proposal = propose(
+            Observed(service=manifests.service, classes=manifests.classes, profiles=manifests.profiles), _ANY_TIME
+        )
+    except MedleyError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        return INVALID
+    match out:
+        case "json":
+            print(json.dumps(as_status(proposal), indent=2))  # noqa: T201  # the output of the command
+        case "yaml":
+            print(yaml.safe_dump(as_status(proposal), sort_keys=False), end="")  # noqa: T201
+        case _:
+            show(manifests, proposal, Console())
+    return MET if proposal.infeasible is None else UNMET
+
+
+def as_status(proposal: Proposal) -> dict[str, Any]:
+    """Return the plan as `LLMService.status.plan`."""
+    grid = proposal.question.problem.demand.grid
+    found, prices = proposal.allocation, proposal.usd_per_replica_hour
+    saved = saved_percent(proposal)
+    status = PlanStatus(
+        offerings=tuple(
+            PlannedOffering(
+                shape=key.shape.key,
+                market=key.market,
+                zone=key.zone,
+                replicas=count,
+                usd_per_hour=money(prices[key] * count),
+            )
+            for key, count in found.replicas
+        ),
+        routing=Routing(
+            input_edges=grid.input_edges,
+            output_edges=grid.output_edges,
+            shares=tuple(
+                RoutingShare(
+                    input=share.bucket.input,
+                    output=share.bucket.output,
+                    shape=share.shape.key,
+                    share=round(share.share, 4),
+                )
+                for share in found.shares
+            ),
+        ),
+        usd_per_hour=money(found.usd_per_hour),
+        on_demand_usd_per_hour=""
+        if proposal.on_demand_usd_per_hour is None
+        else money(proposal.on_demand_usd_per_hour),
+        saved_percent="" if saved is None else f"{saved:.0f}%",
+        gap=f"{found.gap:.2%}",
+        not_used=tuple(
+            NotUsed(accelerator_class=each.accelerator_class, market=each.market, reason=each.message)
+            for each in proposal.not_used
+            if each.zone is None
+        ),
+        infeasible=None
+        if proposal.infeasible is None
+        else Infeasible(
+            unmet_requests_per_second=f"{proposal.infeasible.unmet_requests_per_second:.3g}",
+            binding=", ".join(binding.bound for binding in proposal.infeasible.bindings),
+            remedy="; ".join(binding.message for binding in proposal.infeasible.bindings),
+        ),
+    )
+    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def saved_percent(proposal: Proposal) -> float | None:
+    """Return the saving against the same demand on on-demand capacity; None where there is nothing to compare."""
+    against = proposal.on_demand_usd_per_hour
+    if not against or proposal.infeasible is not None:
+        return None
+    return 100 * (1 - proposal.allocation.usd_per_hour / against)
+
+
+def money(usd_per_hour: float) -> str:
+    """Return dollars with two decimals."""
+    return f"{usd_per_hour:.2f}"
+
+
+def show(manifests: Manifests, proposal: Proposal, console: Console) -> None:
+    """Print the plan for people."""
+    service, problem, found = manifests.service, proposal.question.problem, proposal.allocation
+    asked = f"{escape(service.model)}, {problem.demand.total:.3g} requests/s, {_promise(manifests)}"
+    console.print(f"[bold]{escape(service.name)}[/]: {asked}")
+    if proposal.infeasible is not None:
+        console.print(
+            f"[bold red]cannot be met:[/] {proposal.infeasible.unmet_requests_per_second:.3g} requests/s stay unserved"
+        )
+        for binding in proposal.infeasible.bindings:
+            console.print(f"  {escape(binding.bound)}: {escape(binding.message)}")
+        console.print("the best within these bounds:")
+    console.print(_offerings(proposal))
+    saved = saved_percent(proposal)
+    against = proposal.on_demand_usd_per_hour
+    console.print(
+        f"[bold]{money(found.usd_per_hour)} USD/h[/], "
+        + (
+            "not to be had on on-demand capacity alone"
+            if against is None
+            else f"on-demand alone {money(against)} USD/h"
+        )
+        + ("" if saved is None else f": saves [bold green]{saved:.0f} %[/]")
+        + (f" (within {found.gap:.2%} of the cheapest)" if found.gap else "")
+    )
+    if proposal.not_used:
+        console.print(_not_used(proposal))
+
+
+def _promise(manifests: Manifests) -> str:
+    slo = manifests.service.slo
+    bounds = (("TTFT", slo.ttft), ("TPOT", slo.tpot))
+    said = " and ".join(f"{name} ≤ {bound.total_seconds() * 1000:g} ms" for name, bound in bounds if bound is not None)
+    return f"{said} for {slo.percentile:g} % of requests"
+
+
+def _offerings(proposal: Proposal) -> Table:
+    table = Table("REPLICAS", "SHAPE", "MARKET", "ZONE", "USD/H EACH", "USD/H", "BUSY", "SERVES", box=None)
+    prices, problem = proposal.usd_per_replica_hour, proposal.question.problem
+    busy = utilisation(problem, proposal.allocation)
+    demanded = dict(problem.demand.requests_per_second)
+    for key, count in proposal.allocation.replicas:
+        served = sum(
+            demanded[each.bucket] * each.share for each in proposal.allocation.shares if each.shape == key.shape
+        )
+        table.add_row(
+            str(count),
+            key.shape.key,
+            str(key.market),
+            key.zone,
+            money(prices[key]),
+            money(prices[key] * count),
+            f"{busy[key.shape]:.0%}",
+            f"{served / problem.demand.total:.0%} of requests" if demanded else "",
+        )
+    return table
+
+
+def _not_used(proposal: Proposal) -> Table:
+    table = Table("NOT USED", "MARKET", "ZONE", "WHY", box=None)
+    zones: dict[tuple[str, str, str], list[str]] = {}
+    for each in proposal.not_used:
+        place = (each.accelerator_class, each.market or "all", each.message)
+        zones.setdefault(place, []).append(each.zone or "all")
+    for (name, market, message), places in zones.items():
+        table.add_row(name, market, ", ".join(places), escape(message))
+    return table
