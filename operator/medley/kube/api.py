@@ -72,11 +72,34 @@ NODE_POOL = Kind("karpenter.sh", "v1", "NodePool", "nodepools", namespaced=False
 NODE_CLAIM = Kind("karpenter.sh", "v1", "NodeClaim", "nodeclaims", namespaced=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Who we are and where the API server is, for clients other than `Api` (kopf)."""
+
+    server: str
+    ca_file: str | None
+    certificate_file: str | None
+    key_file: str | None
+    token: str | None
+
+
 class Api:
     """Requests to one API server over one connection pool."""
 
     def __init__(self, client: ApiClient) -> None:
         self._client = client
+
+    async def credentials(self) -> Credentials:
+        """Return the credentials in use now; a service account's token is read anew when it is old."""
+        configuration = self._client.configuration
+        header = (await configuration.auth_settings()).get("BearerToken", {}).get("value", "")
+        return Credentials(
+            server=configuration.host,
+            ca_file=configuration.ssl_ca_cert,
+            certificate_file=configuration.cert_file,
+            key_file=configuration.key_file,
+            token=header.split(" ", 1)[-1] or None,
+        )
 
     async def get(self, kind: Kind, name: str, namespace: str | None = None) -> Json | None:
         """Return the object, or None if there is none."""

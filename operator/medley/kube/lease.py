@@ -38,18 +38,27 @@ class Election:
     """One candidate for one Lease."""
 
     def __init__(
-        self, api: Api, namespace: str, name: str, identity: str, *, clock: Callable[[], float] = time.monotonic
+        self,
+        api: Api,
+        namespace: str,
+        name: str,
+        identity: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        contact: Callable[[], None] = lambda: None,
     ) -> None:
         self._api = api
         self._namespace = namespace
         self._name = name
         self._identity = identity
         self._clock = clock
+        self._contact = contact  # called whenever the API server answered
         self._seen: Sighting | None = None
 
     async def held(self) -> bool:
         """Try once to take or renew the Lease; True if it is ours now. `ClusterError` if nobody can say."""
         lease = await self._api.get(LEASE, self._name, self._namespace)
+        self._contact()
         try:
             if lease is None:
                 body = {"apiVersion": LEASE.api_version, "kind": "Lease", "metadata": {"name": self._name}}

@@ -184,7 +184,7 @@ def _events(observed: Observed, said: tuple[ConditionState, ...], actions: tuple
     # Ready repeats what another condition says.
     told = {each.reason for each in changed if each.type is not Condition.READY}
     events = [
-        Event(each.reason, f"{each.type}: {each.message}", warning=each.status is Truth.FALSE)
+        Event(each.reason, f"{each.type}: {each.message}", warning=each.status is Truth.FALSE and each.reason is not Reason.STARTING)
         for each in changed
         if each.type is not Condition.READY or each.reason not in told
     ]

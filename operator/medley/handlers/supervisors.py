@@ -1,0 +1,68 @@
+"""Speaks the control protocol with the supervisors in engine pods: state, assignment, drain.
+
+Called by `observing` and `acting`. A supervisor that does not answer is None here, never a guess: what that means is
+decided by the pod's readiness (`kube/replicas.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+import aiohttp
+from pydantic import ValidationError
+
+from medley.core import names
+from medley.core.errors import EngineError
+from medley.wire.assignment import DrainRequest, EngineReport
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = 2.0
+OK = 200
+
+
+class Supervisors:
+    """A client of all supervisors; `port` differs only in tests, where many share one address."""
+
+    def __init__(self, session: aiohttp.ClientSession, port: int = names.PORT_CONTROL) -> None:
+        self._session = session
+        self._port = port
+
+    async def reports(self, addresses: Mapping[str, str], key: str) -> dict[str, EngineReport | None]:
+        """Return each replica's report, None for those that do not answer; all at once."""
+        answers = await asyncio.gather(*(self._report(address, key) for address in addresses.values()))
+        return dict(zip(addresses, answers, strict=True))
+
+    async def assign(self, address: str, key: str, assignment: str) -> EngineReport:
+        """Send an assignment (JSON of `wire.assignment.Assignment`); `EngineError` says why it was not taken."""
+        return await self._asked("PUT", address, "/v1/assignment", key, assignment)
+
+    async def drain(self, address: str, key: str, request: DrainRequest) -> EngineReport:
+        """Have the engine take nothing new."""
+        return await self._asked("POST", address, "/v1/drain", key, request.model_dump_json())
+
+    async def _report(self, address: str, key: str) -> EngineReport | None:
+        try:
+            return await self._asked("GET", address, "/v1/state", key, None)
+        except EngineError as error:
+            logger.info("%s", error)
+            return None
+
+    async def _asked(self, method: str, address: str, path: str, key: str, body: str | None) -> EngineReport:
+        host = f"[{address}]" if ":" in address else address
+        url = f"http://{host}:{self._port}{path}"
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        try:
+            timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+            async with self._session.request(method, url, data=body, headers=headers, timeout=timeout) as response:
+                text = await response.text()
+        except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError) as error:
+            raise EngineError(f"{method} {url}: {type(error).__name__}: {error}") from error
+        if response.status != OK:
+            raise EngineError(f"{method} {url}: {response.status}: {text[:500]}")
+        try:
+            return EngineReport.model_validate_json(text)
+        except ValidationError as error:
+            raise EngineError(f"{method} {url}: an answer of another version of medley: {error}") from error
