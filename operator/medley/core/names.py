@@ -80,6 +80,7 @@ class Reason(StrEnum):
     REFUSED_BY_CLUSTER = "RefusedByCluster"
     IMAGE_NOT_PULLED = "ImageNotPulled"
     ENGINE_FAILED = "EngineFailed"
+    CONTAINER_FAILED = "ContainerFailed"
     LIVE_MIGRATION_UNAVAILABLE = "LiveMigrationUnavailable"
     # What passes, and what is.
     CAPACITY_UNAVAILABLE = "CapacityUnavailable"

@@ -1,8 +1,8 @@
 """What wakes a pass: kopf watches objects and puts the keys of services on the work queue. Nothing is decided here.
 
 Handlers are `on.event` only: they keep no annotations and set no finalizers. What they remember (which services there
-are, which nodes their pods are on) is a hint about whom to wake; passes read everything anew, and every service has a pass a
-minute even if no hint came.
+are, which nodes their pods are on) is a hint about whom to wake; passes read everything anew, and every service
+has one each minute even if no hint came.
 """
 
 from __future__ import annotations

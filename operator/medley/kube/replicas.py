@@ -10,6 +10,7 @@ from medley.core import names
 from medley.core.accelerators import OfferingKey
 from medley.kube.engine_pod import GENERATION
 from medley.kube.status import read_market, shape_of
+from medley.planning.conditions import PULL_FAILED, UNSCHEDULABLE
 from medley.planning.fleet import Replica, ReplicaPhase
 from medley.wire.assignment import EnginePhase, EngineReport
 
@@ -60,7 +61,7 @@ def replica(
     since, scheduler_says = _unschedulable(status)
     waits = phase is ReplicaPhase.WAITING and since is not None and not node_is_coming
     if waits and not reason:
-        reason, message = "Unschedulable", told or scheduler_says
+        reason, message = UNSCHEDULABLE, told or scheduler_says
     return Replica(
         name=meta["name"],
         uid=meta["uid"],
@@ -101,7 +102,7 @@ def _trouble(pod: Json, report: EngineReport | None, phase: ReplicaPhase) -> tup
         reason = waiting.get("reason", "")
         if reason in _PULL_REASONS:
             # The kubelet alternates between two reasons and several messages: one of each, so that status stands still.
-            return "ErrImagePull", f"image {container.get('image')} cannot be pulled"
+            return PULL_FAILED, f"image {container.get('image')} cannot be pulled"
         if reason in _BLOCKED_REASONS:
             return reason, str(waiting.get("message", ""))
         if reason == "CrashLoopBackOff":

@@ -152,7 +152,7 @@ def _plan(proposal: Proposal, ready: Mapping[OfferingKey, int], old: PlanStatus 
         saved_percent=_saved(allocation.usd_per_hour, reference),
         gap=f"{allocation.gap:.2%}",
         not_used=tuple(
-            NotUsed(accelerator_class=each.accelerator_class, market=each.market, reason=f"{each.why}: {each.message}")
+            NotUsed(accelerator_class=each.accelerator_class, market=each.market, reason=each.message)
             for each in proposal.not_used
             if each.zone is None
         ),

@@ -20,7 +20,9 @@ from medley.planning.problem import Bound, Infeasible
 from medley.planning.proposal import Proposal
 from medley.planning.rollout import counted, serves
 
-_PULL_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+# Of `Replica.reason` (kube/replicas.py makes them).
+PULL_FAILED = "ErrImagePull"
+UNSCHEDULABLE = "Unschedulable"
 _BOUND_REASONS: Mapping[Bound, Reason] = {
     Bound.SIZES: Reason.SLO_UNREACHABLE,
     Bound.CAPS: Reason.CAPACITY_CAPPED,
@@ -156,9 +158,11 @@ def _capacity(observed: Observed, wanted: Mapping[OfferingKey, int], now: dateti
     places = counted(observed, now)
     ready = sum(map(serves, places))
     total = sum(wanted.values())
+    troubled = [each for each in observed.replicas if each.reason not in ("", UNSCHEDULABLE) and not each.leaving]
     for reason, found in (
-        (Reason.IMAGE_NOT_PULLED, [each for each in observed.replicas if each.reason in _PULL_REASONS]),
-        (Reason.ENGINE_FAILED, [each for each in observed.replicas if each.phase is ReplicaPhase.FAILED]),
+        (Reason.IMAGE_NOT_PULLED, [each for each in troubled if each.reason == PULL_FAILED]),
+        (Reason.ENGINE_FAILED, [each for each in troubled if each.phase is ReplicaPhase.FAILED]),
+        (Reason.CONTAINER_FAILED, troubled),
     ):
         if found:
             return Verdict(kind, Truth.FALSE, reason, f"{_names(found)}: {found[0].message}{_REMEDIES[reason]}")
@@ -177,6 +181,7 @@ def _capacity(observed: Observed, wanted: Mapping[OfferingKey, int], now: dateti
 _REMEDIES: Mapping[Reason, str] = {
     Reason.IMAGE_NOT_PULLED: "; correct spec.engine.image, or the AcceleratorClass's, "
     "or give spec.engine.imagePullSecrets",
+    Reason.CONTAINER_FAILED: "; see its pod's events and logs",
     Reason.ENGINE_FAILED: "; it is tried again every five minutes, and at once when the service changes",
 }
 

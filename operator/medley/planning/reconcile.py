@@ -45,6 +45,8 @@ from medley.planning.rollout import counted, serves
 
 RESYNC_UNREADY = timedelta(seconds=10)
 RESYNC_READY = timedelta(seconds=60)
+# Between the steps of taking a service apart, where no watch says that one is over.
+RESYNC_FAREWELL = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,7 @@ def _farewell(observed: Observed) -> Plan:
     if not observed.finalizer:
         return Plan((), None, (), None)
     if observed.router.exists or observed.router.pods:
-        return Plan((DeleteRouter(),), None, (), RESYNC_UNREADY)
+        return Plan((DeleteRouter(),), None, (), RESYNC_FAREWELL)
     if observed.replicas:
         gone = {notice.node for notice in observed.notices}
         deletions = tuple(
@@ -166,14 +168,14 @@ def _farewell(observed: Observed) -> Plan:
             for replica in observed.replicas
             if not replica.leaving or replica.node in gone
         )
-        return Plan(deletions, None, (), RESYNC_UNREADY)
+        return Plan(deletions, None, (), RESYNC_FAREWELL)
     unused = sorted(observed.pools - observed.pools_of_others)
     return Plan(
         # Again, since the routers' objects besides the Deployment may be left from a pass that died.
         (DeleteRouter(), DeleteBudgets(), DeleteKey(), *map(DeleteNodePool, unused), ReleaseFinalizer()),
         None,
         (),
-        RESYNC_UNREADY,
+        RESYNC_FAREWELL,
     )
 
 
@@ -184,7 +186,11 @@ def _events(observed: Observed, said: tuple[ConditionState, ...], actions: tuple
     # Ready repeats what another condition says.
     told = {each.reason for each in changed if each.type is not Condition.READY}
     events = [
-        Event(each.reason, f"{each.type}: {each.message}", warning=each.status is Truth.FALSE and each.reason is not Reason.STARTING)
+        Event(
+            each.reason,
+            f"{each.type}: {each.message}",
+            warning=each.status is Truth.FALSE and each.reason is not Reason.STARTING,
+        )
         for each in changed
         if each.type is not Condition.READY or each.reason not in told
     ]
