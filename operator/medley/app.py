@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
+from collections.abc import Sequence
+
+from medley.core.errors import InvalidInputError
 
 
 def run_operator() -> None:
@@ -38,3 +42,25 @@ def run_operator_release() -> int:
             return await operator.release_all(api)
 
     return asyncio.run(main())
+
+
+def run_router(arguments: Sequence[str]) -> int:
+    """Run a router until it is told to stop; 2: an argument or a variable must be corrected."""
+    from medley.router import main  # noqa: PLC0415
+    from medley.router.settings import read_settings  # noqa: PLC0415
+    from medley.telemetry import logs  # noqa: PLC0415
+
+    logs.configure(os.environ.get("MEDLEY_LOG_LEVEL", "INFO"))
+    try:
+        main.run_router(read_settings(arguments, os.environ))
+    except InvalidInputError as error:
+        print(error, file=sys.stderr)  # noqa: T201  # for the person who typed it
+        return 2
+    return 0
+
+
+def run_demo(arguments: Sequence[str]) -> int:
+    """Run the demonstration that needs no cluster; 0: nothing was lost."""
+    from medley.demo.local import run_demo as run  # noqa: PLC0415
+
+    return run(arguments)

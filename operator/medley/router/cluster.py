@@ -116,10 +116,18 @@ def table_of(service: Mapping[str, Any]) -> RoutingTable | None:
     return RoutingTable(grid, shares)
 
 
-async def follow(
-    namespace: str, service: str, fleet: Fleet, serving: Serving, options: Options, engines: EngineClient
-) -> None:
-    """Keep the fleet as the API server shows it, for ever."""
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """What is kept as the API server shows it."""
+
+    fleet: Fleet
+    serving: Serving
+    options: Options
+
+
+async def follow(namespace: str, service: str, kept: Followed, engines: EngineClient) -> None:
+    """Keep everything as the API server shows it, for ever."""
+    fleet = kept.fleet
     seen = _Seen()
 
     def refresh() -> None:
@@ -144,7 +152,7 @@ async def follow(
         def take_service(services: Objects) -> None:
             item = services.get(ObjectKey(namespace, service))
             if item is not None:
-                _take_spec(item, fleet, serving, options)
+                _take_spec(item, kept)
                 seen.table = table_of(item)
                 refresh()
 
@@ -169,19 +177,19 @@ async def _watch(
         take(change.objects)
 
 
-def _take_spec(item: Mapping[str, Any], fleet: Fleet, serving: Serving, options: Options) -> None:
+def _take_spec(item: Mapping[str, Any], kept: Followed) -> None:
     try:
         spec = LLMService.model_validate(item).spec
     except ValidationError as error:
         # Of a newer medley: what was read before stands.
         logger.warning("reading the LLMService: %s", error)
         return
-    serving.model = spec.model.served_name or spec.model.name
-    options.request_timeout = units.duration(spec.router.request_timeout, field="spec.router.requestTimeout")
-    options.queue_limit = spec.router.queue_limit
+    kept.serving.model = spec.model.served_name or spec.model.name
+    kept.options.request_timeout = units.duration(spec.router.request_timeout, field="spec.router.requestTimeout")
+    kept.options.queue_limit = spec.router.queue_limit
     if spec.slo.tpot is not None:
         promised = units.duration(spec.slo.tpot, field="spec.slo.tpot")
-        fleet.limits = replace(Limits(), silence=max(LEAST_SILENCE, promised * SILENCE_FACTOR))
+        kept.fleet.limits = replace(Limits(), silence=max(LEAST_SILENCE, promised * SILENCE_FACTOR))
 
 
 async def _learn_capabilities(seen: _Seen, engines: EngineClient, refresh: Callable[[], None]) -> None:

@@ -11,22 +11,22 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import timedelta
-from pathlib import Path
+from dataclasses import replace
+from signal import Signals
+from typing import NamedTuple
 
 import uvloop
 from aiohttp import web
 
-from medley.core import names
 from medley.core.errors import EngineError, InvalidInputError
 from medley.router import cluster, static
 from medley.router.admission import Admission
 from medley.router.carrier import Carrier
 from medley.router.engine_client import EngineClient, connection_pool, key_file
-from medley.router.fleet import Fleet, Limits
+from medley.router.fleet import Fleet
 from medley.router.metrics import RouterMetrics
 from medley.router.server import Options, RouterServer, Serving
+from medley.router.settings import EVERYWHERE, RouterSettings
 from medley.router.text import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -37,50 +37,42 @@ _TOKENIZER_RETRY_SECONDS = 1.0
 _LATE_SECONDS = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class RouterSettings:
-    """Where the router finds its service, and how it serves."""
+class Running(NamedTuple):
+    """A router that serves."""
 
-    namespace: str | None = None
-    service: str | None = None
-    engines: tuple[str, ...] = ()  # URLs; instead of a service
-    tokenizer: Path | None = None  # tokenizer.json; None: from an engine's supervisor
-    engine_key_file: Path | None = None
-    max_running: int = 64  # per engine named by URL
-    host: str = "0.0.0.0"  # noqa: S104  # a pod's own address
-    port: int = names.PORT_ROUTER
-    limits: Limits = field(default_factory=Limits)
-    options: Options | None = None  # None: the service's, else the defaults
-    grace: timedelta = timedelta(seconds=30)
+    url: str
+    background: asyncio.Future[
+        tuple[None, None, None]
+    ]  # ends only by an error: then the router is blind and should end
 
 
 def run_router(settings: RouterSettings) -> None:
     """Serve until SIGTERM or SIGINT, then until the last stream ends or the grace is over."""
-    if bool(settings.engines) == bool(settings.service):
-        raise InvalidInputError(
-            "--engine", "name either a service (MEDLEY_NAMESPACE, MEDLEY_SERVICE) or engines by URL"
-        )
     uvloop.run(_serve(settings))
 
 
 async def _serve(settings: RouterSettings) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    for signal in ("SIGTERM", "SIGINT"):
-        loop.add_signal_handler(getattr(__import__("signal"), signal), stop.set)
-    async with running(settings) as address:
-        logger.info("serving on %s", address)
-        await stop.wait()
+    for signal in (Signals.SIGTERM, Signals.SIGINT):
+        loop.add_signal_handler(signal, stop.set)
+    async with running(settings) as router:
+        logger.info("serving on %s", router.url)
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((stopping, router.background), return_when=asyncio.FIRST_COMPLETED)
+        if router.background.done():
+            stopping.cancel()
+            await router.background
         logger.info("stopping: no new connections, serving what runs for up to %s", settings.grace)
 
 
 @asynccontextmanager
-async def running(settings: RouterSettings) -> AsyncIterator[str]:
-    """Serve in this event loop; yields the base URL. On leaving, running requests get the grace."""
+async def running(settings: RouterSettings) -> AsyncIterator[Running]:
+    """Serve in this event loop. On leaving, running requests get the grace."""
     clock = asyncio.get_running_loop().time
     chance = random.SystemRandom()
     fleet = Fleet(settings.limits, clock=clock)
-    metrics, serving, options = RouterMetrics(), Serving(), settings.options or Options()
+    metrics, serving, options = RouterMetrics(), Serving(), replace(settings.options)
     admission = Admission(fleet, lambda: options.queue_limit, clock=clock)
     metrics.live.running, metrics.live.waiting = (lambda: fleet.running), (lambda: admission.waiting)
     async with connection_pool() as session:
@@ -97,14 +89,11 @@ async def running(settings: RouterSettings) -> AsyncIterator[str]:
             clock=clock,
             wall_clock=time.time,
         )
-        background = [
-            asyncio.create_task(_tick(fleet)),
-            asyncio.create_task(_learn_tokenizer(settings, fleet, serving, engines)),
-            asyncio.create_task(_follow(settings, fleet, serving, options, engines)),
-        ]
-        # Without its background a router is blind: rather end than serve what it cannot see.
-        for task in background:
-            task.add_done_callback(_end_with)
+        background = asyncio.gather(
+            _tick(fleet),
+            _learn_tokenizer(settings, fleet, serving, engines),
+            _follow(settings, fleet, serving, options, engines),
+        )
         runner = web.AppRunner(
             server.application(),
             handler_cancellation=True,  # a client that leaves ends its work on the engine
@@ -116,27 +105,17 @@ async def running(settings: RouterSettings) -> AsyncIterator[str]:
         site = web.TCPSite(runner, settings.host, settings.port, backlog=1024, reuse_port=False)
         await site.start()
         try:
-            yield _base_url(settings.host, runner)
+            yield Running(_base_url(settings.host, runner), background)
         finally:
             await runner.cleanup()
-            for task in background:
-                task.remove_done_callback(_end_with)
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
-
-
-def _end_with(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        asyncio.get_running_loop().call_exception_handler(
-            {"message": "background ended", "exception": task.exception()}
-        )
-        raise SystemExit(1) from task.exception()
+            background.cancel()
+            with suppress(asyncio.CancelledError):
+                await background
 
 
 def _base_url(host: str, runner: web.AppRunner) -> str:
     port = runner.addresses[0][1]
-    return f"http://{'127.0.0.1' if host in {'0.0.0.0', '::'} else host}:{port}"  # noqa: S104  # compared, not bound
+    return f"http://{'127.0.0.1' if host in {EVERYWHERE, '::'} else host}:{port}"
 
 
 async def _tick(fleet: Fleet) -> None:
@@ -175,4 +154,4 @@ async def _follow(
         await static.follow(static.replicas_at(settings.engines, settings.max_running), fleet, serving, engines)
     assert settings.namespace is not None
     assert settings.service is not None
-    await cluster.follow(settings.namespace, settings.service, fleet, serving, options, engines)
+    await cluster.follow(settings.namespace, settings.service, cluster.Followed(fleet, serving, options), engines)
