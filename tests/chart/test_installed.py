@@ -1,0 +1,172 @@
+"""The chart on a real API server: it installs, upgrades and goes; its rights are enough for what they are for, and no more."""
+
+import json
+
+import pytest
+
+from e2e.stage import paths
+from e2e.stage.pki import Identity
+from e2e.stage.processes import StageError, run
+from e2e.stage.versions import KUBERNETES_TOOL
+from medley.kube import rbac
+from tests.chart.conftest import CHART, Helm, by_name
+
+pytestmark = pytest.mark.apiserver
+
+OPERATOR = Identity(
+    "system:serviceaccount:medley-system:medley-operator", ("system:serviceaccounts", "system:authenticated")
+)
+SERVICE = {
+    "apiVersion": "medley.dev/v1alpha1",
+    "kind": "LLMService",
+    "metadata": {"name": "chat", "namespace": "default", "finalizers": ["medley.dev/cleanup"]},
+    "spec": {"model": {"name": "m/x"}},
+}
+
+
+def as_operator(plane, *arguments, stdin=None):
+    kubectl = paths.program(KUBERNETES_TOOL, "kubectl")
+    return run([kubectl, "--kubeconfig", plane.kubeconfig_as(OPERATOR), *arguments], stdin=stdin)
+
+
+def test_every_pod_of_the_chart_meets_pod_security_restricted(plane, installed):
+    templates = by_name(installed("template", "m", str(CHART), "--namespace", "medley-system"))
+    specs = {
+        "operator": templates["Deployment", "medley-operator"]["spec"]["template"]["spec"],
+        "release": templates["Job", "medley-release"]["spec"]["template"]["spec"],
+        "test": templates["Pod", "medley-test"]["spec"],
+    }
+    plane.kubectl("create", "serviceaccount", "medley-release", "--namespace", "medley-system")
+    for name, spec in specs.items():
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": "medley-system"},
+            "spec": spec,
+        }
+        plane.kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(pod))
+    plane.kubectl("delete", "serviceaccount", "medley-release", "--namespace", "medley-system")
+
+
+def test_installing_again_changes_nothing(plane, installed):
+    def versions():
+        listed = json.loads(plane.kubectl("get", "clusterroles,crds,clusterrolebindings", "-o", "json"))["items"]
+        return {
+            (each["kind"], each["metadata"]["name"]): each["metadata"]["resourceVersion"]
+            for each in listed
+            if "medley" in each["metadata"]["name"]
+        }
+
+    before = versions()
+    installed("upgrade", "m", str(CHART), "--namespace", "medley-system")
+    assert versions() == before
+
+
+def may_operator(plane, verb, resource, group, *, name="", namespace="default"):
+    """Ask the API server, which also knows resources that are not installed."""
+    plural, _, subresource = resource.partition("/")
+    attributes = {"verb": verb, "group": group, "resource": plural, "subresource": subresource, "name": name}
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "metadata": {},
+        "spec": {"resourceAttributes": {**attributes, "namespace": namespace}},
+    }
+    answer = as_operator(plane, "create", "-o", "json", "-f", "-", stdin=json.dumps(review))
+    return json.loads(answer)["status"]["allowed"]
+
+
+@pytest.mark.parametrize(
+    "rule", rbac.OPERATOR_CLUSTER_RULES, ids=lambda rule: f"{rule.group}/{','.join(rule.resources)}"
+)
+def test_the_operator_may_do_what_its_code_lists(plane, installed, rule):
+    asked = [
+        (verb, each, name) for verb in rule.verbs for each in rule.resources for name in rule.resource_names or ("",)
+    ]
+    assert [one for one in asked if not may_operator(plane, one[0], one[1], rule.group, name=one[2])] == []
+
+
+def test_the_operator_holds_its_lease_in_its_own_namespace_alone(plane, installed):
+    (rule,) = rbac.OPERATOR_NAMESPACE_RULES
+    for verb in rule.verbs:
+        assert may_operator(plane, verb, "leases", rule.group, namespace="medley-system")
+        assert not may_operator(plane, verb, "leases", rule.group, namespace="default")
+
+
+def binding(role):
+    return json.dumps(
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": "tried", "namespace": "default"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [{"kind": "ServiceAccount", "name": "chat-router", "namespace": "default"}],
+        }
+    )
+
+
+def test_the_operator_hands_on_the_routers_roles(plane, installed):
+    for role in (rbac.ROUTER_ROLE, rbac.ROUTER_NODES_ROLE):
+        as_operator(plane, "create", "--dry-run=server", "-f", "-", stdin=binding(role))
+
+
+@pytest.mark.parametrize("role", ["cluster-admin", "admin", "view", "system:node"])
+def test_the_operator_hands_on_no_role_with_rights_that_it_lacks(plane, installed, role):
+    """The API server lists the rights that the operator would have to hold itself."""
+    with pytest.raises(StageError, match=r"APIGroups:\["):
+        as_operator(plane, "create", "--dry-run=server", "-f", "-", stdin=binding(role))
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource", "group"),
+    [
+        pytest.param("list", "secrets", "", id="read every secret"),
+        pytest.param("create", "pods/exec", "", id="exec"),
+        pytest.param("delete", "nodes", "", id="delete nodes"),
+        pytest.param("delete", "llmservices", "medley.dev", id="delete services"),
+        pytest.param("update", "clusterroles", "rbac.authorization.k8s.io", id="change roles"),
+        pytest.param("escalate", "clusterroles", "rbac.authorization.k8s.io", id="escalate"),
+        pytest.param("bind", "clusterroles", "rbac.authorization.k8s.io", id="bind any role"),
+        pytest.param("impersonate", "serviceaccounts", "", id="impersonate"),
+        pytest.param("create", "serviceaccounts/token", "", id="mint tokens"),
+    ],
+)
+def test_the_operator_may_not(plane, installed, verb, resource, group):
+    assert not may_operator(plane, verb, resource, group)
+
+
+def test_who_edits_a_namespace_edits_its_services(plane, installed):
+    plane.kubectl("create", "rolebinding", "ed", "--clusterrole=edit", "--user=ed", "--namespace", "default")
+    ed = plane.kubeconfig_as(Identity("ed", ("system:authenticated",)))
+    kubectl = [paths.program(KUBERNETES_TOOL, "kubectl"), "--kubeconfig", ed, "auth", "can-i"]
+    plane.kubectl("wait", "--for=jsonpath={.rules}", "clusterrole/edit", "--timeout=10s")
+    assert run([*kubectl, "create", "llmservices.medley.dev", "--namespace", "default"]).strip() == "yes"
+    assert run([*kubectl, "list", "acceleratorclasses.medley.dev"]).strip() == "yes"
+    with pytest.raises(StageError):
+        run([*kubectl, "create", "acceleratorclasses.medley.dev"])
+    with pytest.raises(StageError):
+        run([*kubectl, "create", "llmservices.medley.dev", "--namespace", "kube-system"])
+
+
+def test_uninstalled_and_installed_again_the_services_are_still_there(plane, tmp_path, installed):
+    """Without the hooks, since nothing runs the release job here; the stage runs it."""
+    plane.kubectl("create", "-f", "-", stdin=json.dumps(SERVICE))
+    helm = Helm(tmp_path, plane.kubeconfig)
+    helm.plain("uninstall", "m", "--namespace", "medley-system", "--no-hooks")
+    left = plane.kubectl("get", "clusterroles,crds", "-o", "name").split()
+    assert sorted(each.partition("/")[2] for each in left if "medley" in each) == [
+        "acceleratorclasses.medley.dev",
+        "llmservices.medley.dev",
+        "medley-router",
+        "medley-router-nodes",
+        "migrations.medley.dev",
+        "performanceprofiles.medley.dev",
+    ]
+    assert plane.kubectl("get", "llmservice", "chat", "-o", "jsonpath={.spec.model.name}") == "m/x"
+    helm("install", "m", str(CHART), "--namespace", "medley-system")
+    assert plane.kubectl("get", "llmservice", "chat", "-o", "jsonpath={.spec.model.name}") == "m/x"
+
+
+def test_the_release_role_takes_finalizers_off_and_does_nothing_else(plane, installed):
+    rules = by_name(installed("template", "m", str(CHART)))["ClusterRole", "medley-release"]["rules"]
+    assert rules == [{"apiGroups": ["medley.dev"], "resources": ["llmservices"], "verbs": ["get", "list", "patch"]}]
