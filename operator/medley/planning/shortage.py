@@ -20,6 +20,7 @@ from medley.planning.programme import MissingReplicas, Replicas, Unmet
 
 # Shares below this are the solver's noise, and so are differences between two shortages.
 _NOISE = 1e-5
+_DIGITS = 4  # of unserved requests/s: the rest is noise too
 _REMOVABLE = (Bound.BUDGET, Bound.REPLICAS, Bound.CAPS, Bound.ON_DEMAND_FLOOR, Bound.ZONE_LOSS)
 
 Unserved = tuple[tuple[Bucket, float], ...]
@@ -29,7 +30,7 @@ def shortage(problem: AllocationProblem) -> tuple[Solved, Unserved, tuple[Bindin
     """Return the best within all bounds, the requests/s that it leaves unserved, and the bounds that bind."""
     best = _least_unserved(problem, frozenset())
     unmet = tuple(
-        (bucket, rate * share)
+        (bucket, float(f"{rate * share:.{_DIGITS}g}"))
         for bucket, rate in sorted(problem.demand.requests_per_second)
         if (share := best.values[Unmet(None, bucket)]) > _NOISE
     )
