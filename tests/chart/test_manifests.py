@@ -162,7 +162,7 @@ def test_the_operator_is_told_its_images_and_where_it_is(rendered):
     assert container["image"] == "r.example/operator:1"
     assert container["env"] == [
         {"name": "MEDLEY_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
-        {"name": "MEDLEY_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "MEDLEY_IDENTITY", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         {"name": "MEDLEY_LOG_LEVEL", "value": "debug"},
         {"name": "MEDLEY_ENGINE_IMAGE", "value": "docker.io/vllm/vllm-openai:v0.32.0"},
         {"name": "MEDLEY_ENGINE_INIT_IMAGE", "value": "r.example/engine:1"},
