@@ -54,6 +54,18 @@ class SizeGrid:
         """Return the largest input and output token counts of a bucket."""
         return self.input_edges[bucket.input], self.output_edges[bucket.output]
 
+    def smallest(self, bucket: Bucket) -> tuple[int, int]:
+        """Return the smallest input and output token counts of a bucket."""
+        return (
+            self.input_edges[bucket.input - 1] + 1 if bucket.input else 1,
+            self.output_edges[bucket.output - 1] + 1 if bucket.output else 1,
+        )
+
+    def middle(self, bucket: Bucket) -> tuple[float, float]:
+        """Return the input and output token counts in the middle of a bucket."""
+        (least_in, least_out), (most_in, most_out) = self.smallest(bucket), self.sizes(bucket)
+        return (least_in + most_in) / 2, (least_out + most_out) / 2
+
     def buckets(self) -> tuple[Bucket, ...]:
         """Return all buckets, row by row (input-major)."""
         return tuple(Bucket(i, o) for i in range(len(self.input_edges)) for o in range(len(self.output_edges)))

@@ -21,7 +21,7 @@ from medley.core.workload import MELANGE_GRID, Bucket, Demand
 from medley.planning.offerings import OutOfQuestion, Why, chosen_classes, on_offer
 from medley.planning.presets import preset
 from medley.planning.problem import DEFAULT_UTILISATION, AllocationProblem
-from medley.planning.throughput import Sustained, largest_request, most_trusted, sustained
+from medley.planning.throughput import Sustained, most_trusted, sustained
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +87,10 @@ def ask(
 
 
 def forecast(service: Service, longest: int) -> Demand:
-    """Return the forecast as a demand; sizes that hold no request of up to `longest` tokens do not count.
+    """Return the forecast as a demand over the sizes that requests of up to `longest` tokens have.
 
-    The rate is that of the requests that can be served, so it is spread over the sizes that are left.
+    A size counts if the middle of its range fits: of a range of which only the edge fits, most requests would be
+    refused for their length. The rate is that of the requests that are let in, spread over the sizes that are left.
     """
     written = service.forecast.distribution
     histogram = preset(written) if isinstance(written, str) else written
@@ -100,9 +101,7 @@ def forecast(service: Service, longest: int) -> Demand:
         return Demand(histogram.grid, ())
     grid = histogram.grid
     kept = tuple(
-        tuple(
-            weight if largest_request(grid, Bucket(i, o), longest) is not None else 0.0 for o, weight in enumerate(row)
-        )
+        tuple(weight if sum(grid.middle(Bucket(i, o))) <= longest else 0.0 for o, weight in enumerate(row))
         for i, row in enumerate(histogram.weights)
     )
     if not any(weight for row in kept for weight in row):

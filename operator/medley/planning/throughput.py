@@ -129,8 +129,7 @@ def largest_request(grid: SizeGrid, bucket: Bucket, longest: int) -> tuple[int, 
     other way round.
     """
     inputs, outputs = grid.sizes(bucket)
-    shortest_input = grid.input_edges[bucket.input - 1] + 1 if bucket.input else 1
-    shortest_output = grid.output_edges[bucket.output - 1] + 1 if bucket.output else 1
+    shortest_input, shortest_output = grid.smallest(bucket)
     if shortest_input + shortest_output > longest:
         return None
     return min(inputs, longest - shortest_output), min(outputs, longest - shortest_input)
