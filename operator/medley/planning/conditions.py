@@ -31,6 +31,15 @@ _BOUND_REASONS: Mapping[Bound, Reason] = {
     Bound.ON_DEMAND_FLOOR: Reason.SPOT_NOT_HEDGED,
     Bound.ZONE_LOSS: Reason.SPOT_NOT_HEDGED,
 }
+_RULED_OUT_REASONS: Mapping[Why, Reason] = {
+    Why.CAPPED: Reason.CAPACITY_CAPPED,
+    Why.UNAVAILABLE: Reason.CAPACITY_UNAVAILABLE,
+    Why.NOT_ALLOWED: Reason.LIMITS_TOO_TIGHT,
+    Why.TOO_LONG: Reason.MODEL_TOO_LONG,
+    Why.NO_PROFILE: Reason.PROFILE_MISSING,
+    Why.NOT_OFFERED: Reason.CAPACITY_CAPPED,
+    Why.NODE_TOO_SMALL: Reason.CAPACITY_CAPPED,
+}
 _NAMED_AT_MOST = 3
 
 
@@ -143,6 +152,12 @@ def _feasible(proposal: Proposal) -> Verdict:
             Reason.PLANNED,
             f"{proposal.allocation.total_replicas} replicas for {cost}",
         )
+    if not proposal.question.problem.offerings:
+        # Nothing can be bought: what rules the classes out says more than the sizes that nobody serves.
+        ruled_out = [each for each in proposal.not_used if each.why in _RULED_OUT_REASONS]
+        if ruled_out:
+            said = "; ".join(f"{each.accelerator_class}: {each.message}" for each in ruled_out)
+            return Verdict(Condition.PLAN_FEASIBLE, Truth.FALSE, _RULED_OUT_REASONS[ruled_out[0].why], said)
     return Verdict(Condition.PLAN_FEASIBLE, Truth.FALSE, infeasible_reason(found), found.message)
 
 
