@@ -1,24 +1,27 @@
 """The command `medley`. Parses arguments and hands over; each part is imported only when its command runs.
 
     medley plan -f service.yaml         what it would cost, and why            (planned.py)
-    medley operator [release]           the operator; strip finalizers         (app.run_operator, app.run_release)
+    medley operator [release]           the operator; strip finalizers         (app.run_operator, app.run_operator_release)
     medley router [...]                 the front door                         (app.run_router)
-    medley engine                       the supervisor in an engine pod        (app.run_engine)
-    medley demo [...]                   serve, take a node away, show          (app.run_demo)
+    medley engine                       the supervisor in an engine pod        (medley.engine.__main__)
+    medley demo [...]                   serve, take an engine away, show       (app.run_demo)
 
-The functions of `app` take the arguments that are left and return the exit status: 0 done, 1 the answer is no,
-2 the input must be corrected.
+Exit status: 0 done, 1 the answer is no, 2 the input must be corrected.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from medley import __version__
+from medley.core.errors import InvalidInputError
+
+Result = TypeVar("Result")
 
 main = typer.Typer(
     name="medley",
@@ -79,19 +82,19 @@ def plan(
 
 @operator.callback()
 def run_operator(context: typer.Context) -> None:
-    """Run the operator until it is told to stop; or, with `release`, let go of every LLMService."""
+    """Run the operator until it is told to stop; with `release`, let go of every LLMService instead."""
     if context.invoked_subcommand is None:
         from medley import app  # noqa: PLC0415
 
-        raise typer.Exit(app.run_operator([]))
+        _said_clearly(app.run_operator)
 
 
-@operator.command(context_settings=_OWN_ARGUMENTS)
-def release(context: typer.Context) -> None:
+@operator.command()
+def release() -> None:
     """Take medley's finalizer off every LLMService, so that deleting them never waits for an operator that is gone."""
     from medley import app  # noqa: PLC0415
 
-    raise typer.Exit(app.run_release(context.args))
+    typer.echo(f"{_said_clearly(app.run_operator_release)} LLMServices released")
 
 
 @main.command(context_settings=_OWN_ARGUMENTS)
@@ -102,12 +105,12 @@ def router(context: typer.Context) -> None:
     raise typer.Exit(app.run_router(context.args))
 
 
-@main.command(context_settings=_OWN_ARGUMENTS)
-def engine(context: typer.Context) -> None:
+@main.command()
+def engine() -> None:
     """Run the supervisor of one engine; the first process of an engine pod."""
-    from medley import app  # noqa: PLC0415
+    from medley.engine.__main__ import main as run_engine  # noqa: PLC0415
 
-    raise typer.Exit(app.run_engine(context.args))
+    raise typer.Exit(run_engine())
 
 
 @main.command(context_settings=_OWN_ARGUMENTS)
@@ -116,3 +119,12 @@ def demo(context: typer.Context) -> None:
     from medley import app  # noqa: PLC0415
 
     raise typer.Exit(app.run_demo(context.args))
+
+
+def _said_clearly(run: Callable[[], Result]) -> Result:
+    """Run, and turn input that a person must correct into one line and status 2."""
+    try:
+        return run()
+    except InvalidInputError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error

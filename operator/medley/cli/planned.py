@@ -7,6 +7,7 @@ a table for people or as the `status.plan` that the operator would write.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.table import Table
 
 from medley.api.llmservice_status import Infeasible, NotUsed, PlannedOffering, PlanStatus, Routing, RoutingShare
 from medley.cli.manifests import Manifests, read
+from medley.core.accelerators import Shape
 from medley.core.errors import MedleyError
 from medley.planning.capacity import utilisation
 from medley.planning.fleet import Observed
@@ -154,10 +156,14 @@ def _offerings(proposal: Proposal) -> Table:
     prices, problem = proposal.usd_per_replica_hour, proposal.question.problem
     busy = utilisation(problem, proposal.allocation)
     demanded = dict(problem.demand.requests_per_second)
+    of_shape: Counter[Shape] = Counter()
     for key, count in proposal.allocation.replicas:
-        served = sum(
+        of_shape[key.shape] += count
+    for key, count in proposal.allocation.replicas:
+        to_shape = sum(
             demanded[each.bucket] * each.share for each in proposal.allocation.shares if each.shape == key.shape
         )
+        served = to_shape * count / of_shape[key.shape]
         table.add_row(
             str(count),
             key.shape.key,

@@ -1,0 +1,155 @@
+"""`medley plan`: from manifests to a table, to the status that the operator would write, and to clear refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from medley import __version__
+from medley.cli import main
+
+SERVICE = """
+apiVersion: medley.dev/v1alpha1
+kind: LLMService
+metadata: {name: chat}
+spec:
+  model: {name: llama, maxModelLen: 4096}
+  slo: {percentile: 99, tpot: 40ms, ttft: 2s}
+  workload:
+    requestsPerSecond: 4
+    distribution: {histogram: {inputEdges: [100, 1000], outputEdges: [100], weights: [[1], [1]]}}
+  spot: {policy: Prefer, onDemandFloor: 20%}
+"""
+CLASS = """
+apiVersion: medley.dev/v1alpha1
+kind: AcceleratorClass
+metadata: {name: l4}
+spec:
+  gpu: {product: NVIDIA-L4, memory: 24Gi}
+  zones: [{name: zone-a, perHour: "0.70", spotPerHour: "0.28"}]
+  nodes: {existing: {nodeSelector: {gpu: l4}, market: MARKET}}
+"""
+PROFILE = """
+apiVersion: medley.dev/v1alpha1
+kind: PerformanceProfile
+metadata: {name: llama-l4}
+spec:
+  model: llama
+  acceleratorClass: l4
+  source: Estimated
+  maxModelLen: 4096
+  points:
+  - {inputTokens: 1000, outputTokens: 100, requestsPerSecond: 2, latencies: [{percentile: 99, ttft: 500ms, tpot: 30ms}]}
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path):
+    def written(*documents: str) -> list[str]:
+        paths = []
+        for number, document in enumerate(documents):
+            path = tmp_path / f"{number}.yaml"
+            path.write_text(document)
+            paths += ["-f", str(path)]
+        return paths
+
+    return written
+
+
+def ran(*arguments: str):
+    return CliRunner().invoke(main, ["plan", *arguments], env={"COLUMNS": "200"})
+
+
+def catalogue(market: str = "on-demand") -> str:
+    return CLASS.replace("MARKET", market) + "---" + PROFILE
+
+
+def test_the_status_that_the_operator_would_write(files):
+    result = ran(*files(SERVICE, catalogue()), "-o", "json")
+    assert result.exit_code == 0
+    # 4 requests/s, 2 per replica, of which 85 % are relied on: three replicas.
+    assert json.loads(result.stdout) == {
+        "offerings": [
+            {"shape": "l4", "market": "on-demand", "zone": "zone-a", "replicas": 3, "ready": 0, "usdPerHour": "2.10"}
+        ],
+        "routing": {
+            "inputEdges": [100, 1000],
+            "outputEdges": [100],
+            "shares": [
+                {"input": 0, "output": 0, "shape": "l4", "share": 1.0},
+                {"input": 1, "output": 0, "shape": "l4", "share": 1.0},
+            ],
+        },
+        "usdPerHour": "2.10",
+        "onDemandUSDPerHour": "2.10",
+        "savedPercent": "0%",
+        "gap": "0.00%",
+        "notUsed": [],
+    }
+
+
+def test_yaml_and_json_say_the_same(files):
+    paths = files(SERVICE, catalogue())
+    assert yaml.safe_load(ran(*paths, "-o", "yaml").stdout) == json.loads(ran(*paths, "-o", "json").stdout)
+
+
+def test_the_table_for_people(files):
+    service, catalogue_file = files(SERVICE, catalogue())[1::2]
+    result = ran("-f", service, "-c", catalogue_file)
+    assert result.exit_code == 0
+    assert "chat: llama, 4 requests/s, TTFT ≤ 2000 ms and TPOT ≤ 40 ms for 99 % of requests" in result.stdout
+    assert "2.10 USD/h, on-demand alone 2.10 USD/h: saves 0 %" in result.stdout
+
+
+def test_what_cannot_be_met_is_said_with_status_1(files):
+    result = ran(*files(SERVICE, catalogue("spot")))
+    assert result.exit_code == 1
+    assert (
+        "spec.spot.onDemandFloor: 20% of the replicas outside spot are not to be had; lower the floor" in result.stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        pytest.param([CLASS.replace("MARKET", "spot")], "expected one LLMService of medley.dev/v1alpha1, found 0", id="no service"),
+        pytest.param([SERVICE, SERVICE], "expected one LLMService of medley.dev/v1alpha1, found 2", id="two services"),
+        pytest.param([SERVICE, PROFILE + "---" + PROFILE], "PerformanceProfile llama-l4 is there more than once", id="twice"),
+        pytest.param([SERVICE.replace("40ms", "40msec"), catalogue()], "document 1: spec.slo.tpot: expected a duration", id="no unit"),
+        pytest.param([SERVICE + "  acclerators: {}"], "spec.acclerators: there is no such field", id="a typo"),
+        pytest.param(["a: [b"], "is not YAML", id="not YAML"),
+        pytest.param(["- a"], "expected a Kubernetes object with apiVersion and kind", id="not an object"),
+        pytest.param(
+            [SERVICE + "  accelerators: {classes: [h200]}", catalogue()],
+            "spec.accelerators.classes: no AcceleratorClass named h200; there are: l4",
+            id="unknown class",
+        ),
+    ],
+)  # fmt: skip
+def test_manifests_that_must_be_corrected_are_refused_with_status_2(files, documents, message):
+    result = ran(*files(*documents))
+    assert result.exit_code == 2
+    assert message in result.stderr.replace("\n", " ")
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    result = ran("-f", str(tmp_path / "none.yaml"))
+    assert (result.exit_code, "cannot be read: No such file or directory" in result.stderr) == (2, True)
+
+
+def test_other_kinds_of_objects_are_passed_over(files):
+    other = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\n---\n"
+    assert ran(*files(SERVICE, other + catalogue())).exit_code == 0
+
+
+def test_the_version():
+    assert CliRunner().invoke(main, ["--version"]).stdout == f"medley {__version__}\n"
+
+
+def test_every_command_is_listed():
+    shown = CliRunner().invoke(main, ["--help"]).stdout
+    assert all(command in shown for command in ("plan", "operator", "router", "engine", "demo"))
