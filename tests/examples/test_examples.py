@@ -1,0 +1,101 @@
+"""The examples are valid, at both borders, and lead to a plan."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from e2e.stage.apiserver import ControlPlane
+from medley.api.convert import read_accelerator_class, read_llm_service, read_performance_profile
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+READ = {
+    "LLMService": read_llm_service,
+    "AcceleratorClass": read_accelerator_class,
+    "PerformanceProfile": read_performance_profile,
+}
+FILES = sorted(EXAMPLES.glob("*.yaml"))
+SERVICES = sorted(EXAMPLES.glob("llmservice*.yaml"))
+
+
+def documents(path):
+    return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_an_example_is_valid(path):
+    for document in documents(path):
+        assert READ[document["kind"]](document).metadata.name == document["metadata"]["name"]
+
+
+@pytest.fixture(scope="module")
+def plane():
+    with ControlPlane() as control_plane:
+        control_plane.apply(EXAMPLES.parent / "crds")
+        yield control_plane
+
+
+@pytest.mark.apiserver
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_api_server_takes_an_example_strictly(plane, path):
+    plane.kubectl("create", "--validate=strict", "--dry-run=server", "-f", str(path))
+
+
+def test_the_full_example_shows_every_field():
+    shown = documents(EXAMPLES / "llmservice-full.yaml")[0]["spec"]
+    everything = read_llm_service({"metadata": {"name": "a"}, "spec": {"model": {"name": "m"}}}).spec
+    assert missing(shown, everything.model_dump(by_alias=True, mode="json")) == {
+        # the other halves of unions
+        "model.source.pvc",
+        "model.source.image",
+        "workload.distribution.histogram",
+        # as for engine.resources.requests
+        "engine.resources.limits",
+        "router.resources.limits",
+        "engine.podTemplate.metadata.annotations",
+    }
+
+
+def missing(shown, known, path=""):
+    found = set()
+    for key, value in known.items():
+        here = f"{path}.{key}".lstrip(".")
+        if key not in shown:
+            found.add(here)
+        elif isinstance(value, dict) and value:
+            found |= missing(shown[key], value, here)
+    return found
+
+
+def test_the_estimated_profiles_are_current(capsys):
+    runpy.run_path(str(EXAMPLES / "estimate_profiles.py"), run_name="__main__")
+    assert capsys.readouterr().out == (EXAMPLES / "performanceprofiles.yaml").read_text(encoding="utf-8")
+
+
+def test_estimates_say_that_they_are_and_latency_never_falls_with_rate():
+    for document in documents(EXAMPLES / "performanceprofiles.yaml"):
+        spec = read_performance_profile(document).spec
+        assert (spec.source, spec.confidence) == ("Estimated", "Low")
+        by_size = {}
+        for point in spec.points:
+            by_size.setdefault((point.input_tokens, point.output_tokens), []).append(point)
+        for points in by_size.values():
+            rates = [point.requests_per_second for point in points]
+            tpots = [int(point.latencies[-1].tpot.removesuffix("us")) for point in points]
+            assert rates == sorted(rates)
+            assert tpots == sorted(tpots)
+
+
+@pytest.mark.parametrize("path", SERVICES, ids=lambda path: path.stem)
+def test_an_example_can_be_planned(path):
+    catalogue = [f"-f{EXAMPLES / name}" for name in ("acceleratorclasses.yaml", "performanceprofiles.yaml")]
+    medley = Path(sys.executable).with_name("medley")
+    done = subprocess.run(
+        [medley, "plan", f"-f{path}", *catalogue, "--out", "json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    json.loads(done.stdout)
