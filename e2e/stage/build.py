@@ -19,17 +19,31 @@ from e2e.stage.processes import StageError, run
 from e2e.stage.progress import Board, Say, silent
 from e2e.stage.versions import APT_PACKAGES, GO_LANGUAGE, KARPENTER, KUBERNETES, KUBERNETES_TOOL, GoTool
 
-KARPENTER_SOURCES = Path(__file__).with_name("karpenter")
 _GO = {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false"}
 _STAGING = re.compile(r"^\s*(k8s\.io/[a-z-]+) => \./staging", re.MULTILINE)
 
 
 def karpenter_tool() -> GoTool:
-    """Return Karpenter wrapped by our own main; the key follows its sources."""
+    """Return Karpenter wrapped by our own main."""
+    return _own_tool("karpenter", KARPENTER)
+
+
+def pause_tool() -> GoTool:
+    """Return the program that holds a pod's namespaces."""
+    return _own_tool("pause", "1")
+
+
+def own_sources(name: str) -> Path:
+    """Return the folder of a Go program of ours."""
+    return Path(__file__).with_name(name)
+
+
+def _own_tool(name: str, version: str) -> GoTool:
+    """Describe a program whose sources lie beside this file; its key follows them."""
     digest = hashlib.sha256()
-    for source in sorted(KARPENTER_SOURCES.glob("*")):
+    for source in sorted(own_sources(name).glob("*")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    return GoTool("karpenter", f"{KARPENTER}-{digest.hexdigest()[:12]}", (".",), ("karpenter",))
+    return GoTool(name, f"{version}-{digest.hexdigest()[:12]}", (".",), (name,))
 
 
 def build(tools: Iterable[GoTool], board: Board) -> None:
@@ -57,8 +71,10 @@ def compile_tool(tool: GoTool, say: Say = silent) -> Path:
     partial = final.with_name(final.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    if tool.name == "karpenter":
-        _go_build(KARPENTER_SOURCES, ["-o", f"{partial}/karpenter", "."], say)
+    if tool.packages == (".",):
+        _go_build(own_sources(tool.name), ["-ldflags", "-s -w", "-o", f"{partial}/{tool.name}", "."], say)
+        if tool.name == "karpenter":
+            _copy_definitions(partial / "crds")
     else:
         module = _module(tool, say)
         flags = ["-ldflags", " ".join(["-s", "-w", *_linker_values(tool)])]
@@ -93,7 +109,7 @@ def kubernetes_go_mod(upstream: str, version: str) -> str:
 
 def module_folder(name: str, *, within: Path) -> Path:
     """Return where Go keeps the sources of a module that the module in `within` requires."""
-    return Path(run(["go", "-C", within, "list", "-m", "-f", "{{.Dir}}", name], env=_GO).strip())
+    return Path(run(["go", "-C", str(within), "list", "-m", "-f", "{{.Dir}}", name], env=_GO).strip())
 
 
 def install_packages(board: Board) -> None:
@@ -117,7 +133,7 @@ def _module(tool: GoTool, say: Say) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     say("finding its modules")
-    go = ["go", "-C", folder]
+    go = ["go", "-C", str(folder)]
     if tool.name == "kubernetes":
         (folder / "go.mod").write_text(f"module medley.dev/stage\n\ngo {GO_LANGUAGE}\n")
         run([*go, "mod", "download", f"k8s.io/kubernetes@v{KUBERNETES}"], env=_GO)
@@ -130,6 +146,14 @@ def _module(tool: GoTool, say: Say) -> Path:
     run([*go, "mod", "tidy"], env=_GO)
     (folder / "tidy").touch()
     return folder
+
+
+def _copy_definitions(target: Path) -> None:
+    """Keep Karpenter's CRDs beside its binary: Go's module cache may be emptied at any time."""
+    target.mkdir()
+    upstream = module_folder("sigs.k8s.io/karpenter", within=own_sources("karpenter"))
+    for definition in (*upstream.glob("kwok/charts/crds/*.yaml"), *upstream.glob("kwok/apis/crds/*.yaml")):
+        shutil.copy(definition, target / definition.name)
 
 
 def _linker_values(tool: GoTool) -> list[str]:

@@ -5,6 +5,7 @@ Used by `apiserver` and `cluster`. Knows files and openssl, not what runs.
 
 import base64
 import json
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,19 +64,34 @@ class Authority:
         names = f"subjectAltName={','.join(alternative_names)}\n" if alternative_names else ""
         extensions.write_text(f"{names}extendedKeyUsage=serverAuth,clientAuth\n")
         sign = ["openssl", "x509", "-req", "-CA", self.path("ca.crt"), "-CAkey", self.path("ca.key")]
-        signed = run([*sign, "-CAcreateserial", "-days", _DAYS, "-extfile", str(extensions)], stdin=request)
+        signed = run(
+            [*sign, "-set_serial", f"0x{secrets.token_hex(8)}", "-days", _DAYS, "-extfile", str(extensions)],
+            stdin=request,
+        )
         certificate.write_text(signed)
 
-    def kubeconfig(self, name: str, identity: Identity, server: str) -> Path:
-        """Write `name.kubeconfig` for `identity` at `server` (https://host:port), and return its path."""
-        self.issue(name, identity)
-        user = {
-            "client-certificate-data": _inline(self.folder / f"{name}.crt"),
-            "client-key-data": _inline(self.folder / f"{name}.key"),
-        }
-        cluster = {"server": server, "certificate-authority-data": _inline(self.certificate)}
+    def kubeconfig(self, name: str, identity: Identity, server: str, *, lent_by: str | None = None) -> Path:
+        """Write `name.kubeconfig` for `identity` at `server` (https://host:port), and return its path.
+
+        With `lent_by`, the certificate is that of somebody who may impersonate: a certificate's common name ends at 64
+        characters, and the name of a node may be longer.
+        """
         path = self.folder / f"{name}.kubeconfig"
-        path.write_text(
+        if path.exists():
+            return path
+        holder = lent_by or name
+        if lent_by is None:
+            self.issue(name, identity)
+        user: dict[str, str | list[str]] = {
+            "client-certificate-data": _inline(self.folder / f"{holder}.crt"),
+            "client-key-data": _inline(self.folder / f"{holder}.key"),
+        }
+        if lent_by is not None:
+            user |= {"as": identity.user, "as-groups": list(identity.groups)}
+        cluster = {"server": server, "certificate-authority-data": _inline(self.certificate)}
+        draft = path.with_suffix(".new")
+        draft.touch(mode=0o600)
+        draft.write_text(
             json.dumps(  # JSON is YAML
                 {
                     "apiVersion": "v1",
@@ -88,7 +104,7 @@ class Authority:
                 indent=1,
             )
         )
-        path.chmod(0o600)
+        draft.replace(path)
         return path
 
 

@@ -87,6 +87,8 @@ def start(
                 (os.POSIX_SPAWN_DUP2, nothing.fileno(), 0),
                 (os.POSIX_SPAWN_DUP2, out.fileno(), 1),
                 (os.POSIX_SPAWN_DUP2, out.fileno(), 2),
+                # A lock that our caller holds by an open file must not live as long as the server.
+                *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inherited()),
             ],
             setsid=True,
         )
@@ -97,6 +99,16 @@ def start(
     partial.write_text(json.dumps(asdict(process)))
     partial.replace(pid_file)
     return process
+
+
+def _inherited() -> list[int]:
+    """Return the open files, beyond the standard three, that a child would get."""
+    inherited = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the file of this very listing is closed by now
+            if int(name) > 2 and os.get_inheritable(int(name)):
+                inherited.append(int(name))
+    return inherited
 
 
 def stop(process: Process, *, grace_s: float = 5.0) -> None:

@@ -58,7 +58,7 @@ CONTAINERD_TOOL = GoTool(
 )
 COREDNS_TOOL = GoTool("coredns", COREDNS, ("github.com/coredns/coredns",), ("coredns",))
 HELM_TOOL = GoTool("helm", HELM, ("helm.sh/helm/v4/cmd/helm",), ("helm",))
-# Karpenter's binary is ours (karpenter/main.go over its core); the sources decide its key, see build.karpenter_tool.
+# Karpenter and pause are compiled from sources beside this file: see build.karpenter_tool and build.pause_tool.
 CONTROL_PLANE_TOOLS = (KUBERNETES_TOOL, ETCD_TOOL)
 UPSTREAM_TOOLS = (*CONTROL_PLANE_TOOLS, CONTAINERD_TOOL, COREDNS_TOOL, HELM_TOOL)
 
