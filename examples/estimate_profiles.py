@@ -120,7 +120,7 @@ class Replica:
 def main() -> None:
     """Print one profile per GPU, a point per line."""
     sys.stdout.write(
-        "# Estimated, not measured: made by examples/estimate_profiles.py from data sheets. Good enough to see a plan,\n"
+        "# Estimated, not measured: made by examples/estimate_profiles.py from data sheets. Enough to see a plan,\n"
         "# not to sign an SLO: measure on your own nodes and put the numbers here with source: Measured.\n"
     )
     for gpu in GPUS:
