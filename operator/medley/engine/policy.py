@@ -30,7 +30,8 @@ class Limits:
     probe_every_s: float = 10.0  # an idle engine makes a token so often
     start_s: float = 3600.0  # from launch to the first token
     grace_s: float = 25.0  # from SIGTERM to our own end
-    stop_s: float = 5.0  # from SIGTERM to SIGKILL of vLLM; taken off the end of the grace
+    stop_s: float = 3.0  # from SIGTERM to SIGKILL of vLLM
+    reserve_s: float = 2.0  # at the end of the grace, for burying vLLM and ending ourselves
     quiet_s: float = 1.0  # nothing running for so long: drained
     stable_s: float = 120.0  # Serving for so long: earlier failures are forgotten
     failures: int = 5  # in a row: Failed
@@ -308,7 +309,7 @@ def _drain_until(state: State, seen: Seen, limits: Limits) -> float:
     """Return when running requests are cut off."""
     bounds = []
     if seen.terminated_at is not None:
-        bounds.append(seen.terminated_at + max(limits.grace_s - limits.stop_s, 0.0))
+        bounds.append(seen.terminated_at + max(limits.grace_s - limits.stop_s - limits.reserve_s, 0.0))
     if seen.drain is not None:
         bounds.append(inf if seen.drain.until is None else seen.drain.until)
     return min(bounds, default=state.since + limits.grace_s)  # another assignment: as patient as on SIGTERM

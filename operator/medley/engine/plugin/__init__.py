@@ -36,6 +36,7 @@ class Patch:
 
 
 _RESUME: Final = (
+    Symbol("vllm.exceptions", "VLLMValidationError", "message"),
     Symbol("vllm.v1.request", "Request.from_engine_core_request", "request block_hasher"),
     Symbol("vllm.v1.request", "Request.append_output_token_ids", "self token_ids"),
     Symbol("vllm.v1.engine.input_processor", "InputProcessor.process_inputs", "self request_id prompt params"),

@@ -11,6 +11,7 @@ from functools import wraps
 from typing import Any, Final, Self
 
 import torch
+from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.request import Request
@@ -91,7 +92,8 @@ def _checking(original: Any) -> Any:
                 reasoning=bool(reasons),
             )
             if refusal or prompted is None:
-                raise ValueError(f"{RESUME_OUTPUT_TOKEN_IDS}: {refusal or 'needs a prompt of token ids'}")
+                # Of vLLM's own kind: any other exception here becomes a 500 without a message.
+                raise VLLMValidationError(f"{RESUME_OUTPUT_TOKEN_IDS}: {refusal or 'needs a prompt of token ids'}")
         return made
 
     return process_inputs
