@@ -9,10 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from e2e.stage import cloud, cluster, images, machine, market, notices, paths
+from e2e.stage import cloud, cluster, controlplane, images, machine, market, notices, paths
 from e2e.stage.durations import seconds
 from e2e.stage.processes import StageError, load
 from e2e.stage.progress import Board
+from e2e.stage.versions import HELM_TOOL, KUBERNETES_TOOL
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 node = typer.Typer(help="Machines that Karpenter knows nothing of.", no_args_is_help=True)
@@ -32,9 +33,8 @@ def up(boot_delay: Annotated[str, typer.Option(help="Time from a Node's order to
     began = time.monotonic()
     cluster.up(Board(), boot_delay_s=seconds(boot_delay))
     console.print(f"The stage is up after {time.monotonic() - began:.0f} s. Look around with:")
-    console.print(
-        f"  export KUBECONFIG={paths.kubeconfig()} PATH={paths.tool(builder.KUBERNETES_TOOL)}:$PATH", soft_wrap=True
-    )
+    programs = f"{paths.tool(KUBERNETES_TOOL)}:{paths.tool(HELM_TOOL)}"
+    console.print(f"  export KUBECONFIG={paths.kubeconfig()} PATH={programs}:$PATH", soft_wrap=True)
 
 
 @app.command()
@@ -108,9 +108,7 @@ def interrupt(
 ) -> None:
     """Take a node away as a cloud takes spot nodes: a notice, then power-off, whatever anybody does."""
     given = cloud.interrupt(cluster.api(), name, form, seconds(after))
-    console.print(
-        f"{name}: notice ({form}) given at {given.noticed:.3f}, power-off at {given.at:.3f} (seconds since the epoch)"
-    )
+    console.print(f"{name}: notice ({form}) given at {given.noticed:.3f}, power-off at {given.at:.3f} (epoch)")
 
 
 @app.command()

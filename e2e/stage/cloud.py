@@ -19,7 +19,7 @@ from typing import Any
 
 from e2e.stage import machine, notices, paths
 from e2e.stage.api import Api
-from e2e.stage.machine import Site
+from e2e.stage.machine import Machine, Site
 from e2e.stage.processes import StageError, load, wait_until
 
 _log = logging.getLogger("cloud")
@@ -75,7 +75,7 @@ def interrupt(api: Api, node: str, form: notices.Form, after_s: float) -> Interr
     Interruption(node, form, time.time() + after_s).save()
 
     def current() -> Interruption | None:
-        return (interruptions() | interruptions("history")).get(node)
+        return (interruptions("history") | interruptions()).get(node)
 
     wait_until(lambda: (now := current()) is not None and now.noticed is not None, timeout_s=30, what="the notice")
     given = current()
@@ -114,9 +114,8 @@ class Agent:
 
     def once(self, now: float) -> None:
         """Bring the machines to what Nodes and interruptions ask for at `now` (seconds since the epoch)."""
-        ending = interruptions()
-        for each in ending.values():
-            self._interrupt(each, now)  # first: a deadline does not wait for a list
+        # First: a deadline does not wait for a list.
+        ending = {name: self._interrupt(each, now) for name, each in interruptions().items()}
         self._collect()
         nodes = {node["metadata"]["name"]: node for node in self._api.items(notices.NODES)}
         machines = machine.known()
@@ -127,17 +126,18 @@ class Agent:
         for name, node in nodes.items():
             dead = name in ending and ending[name].died is not None
             made_by_karpenter = KARPENTER_POOL in node["metadata"].get("labels", {})
-            if made_by_karpenter and not dead and is_due(node, delay_s, now):
-                if name not in machines or not machines[name].runs:
-                    self._do(name, f"booting {name}", partial(self._boot, name))
+            runs = name in machines and machines[name].runs
+            if made_by_karpenter and not dead and not runs and is_due(node, delay_s, now):
+                self._do(name, f"booting {name}", partial(self._boot, name))
         for each in ending.values():
             if each.died is not None:
-                self._clear_away(each, nodes.get(each.node), exists=each.node in machines)
+                self._clear_away(each, nodes.get(each.node), machines.get(each.node))
 
     def _boot(self, name: str) -> None:
         machine.boot(machine.order(name, karpenter=True, labels={}), self._site)
 
-    def _interrupt(self, interruption: Interruption, now: float) -> None:
+    def _interrupt(self, interruption: Interruption, now: float) -> Interruption:
+        """Give the notice and cut the power when their time has come; return the interruption as it is now."""
         if interruption.noticed is None:
             notices.post(self._api, interruption.node, interruption.form)
             interruption = replace(interruption, noticed=time.time())
@@ -146,13 +146,17 @@ class Agent:
         if interruption.died is None and now >= interruption.at:
             ours = machine.known().get(interruption.node)
             if ours is not None:
-                machine.destroy(ours)
-            replace(interruption, died=time.time()).save()
+                machine.power_off(ours)
+            interruption = replace(interruption, died=time.time())
+            interruption.save()
             _log.info("%s is gone", interruption.node)
+        return interruption
 
-    def _clear_away(self, interruption: Interruption, node: dict[str, Any] | None, *, exists: bool) -> None:
-        """Delete the Node of a machine that is gone, as a cloud controller does: once it is no longer Ready."""
-        if node is None and not exists:
+    def _clear_away(self, interruption: Interruption, node: dict[str, Any] | None, ours: Machine | None) -> None:
+        """Remove a dead machine, and its Node as a cloud controller does: once it is no longer Ready."""
+        if ours is not None:
+            self._do(ours.name, f"removing {ours.name}", partial(machine.destroy, ours))
+        if node is None and ours is None:
             interruption.forget()
         elif node is not None and not notices.is_ready(node) and "deletionTimestamp" not in node["metadata"]:
             _log.info("deleting the Node of %s", interruption.node)

@@ -112,7 +112,7 @@ def ready_nodes(client: Api) -> set[str]:
 
 
 def add_node(name: str, *, zone: str, capacity_type: str, gpus: int) -> Machine:
-    """Add a machine that Karpenter knows nothing of, as a node of a plain node pool; with GPUs it keeps other pods away."""
+    """Add a machine that Karpenter knows nothing of, as a node of a plain pool; with GPUs it keeps other pods away."""
     if zone not in market.ZONES:
         raise StageError(f"zone {zone}: the stage has {', '.join(market.ZONES)}")
     labels = {

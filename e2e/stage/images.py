@@ -34,8 +34,8 @@ class Recipe:
     """How one image is made.
 
     `inputs` are the files whose content decides the key (name in the context -> file), `constants` whatever else does;
-    `fill` makes what is not a file yet, from these alone. `own_folder_on_top` says whether the Dockerfile's folder is the
-    top of the context or lies under `images/NAME/`.
+    `fill` makes what is not a file yet, from these alone. `own_folder_on_top`: the Dockerfile's folder is
+    the top of the context; else it lies under `images/NAME/`.
     """
 
     name: str

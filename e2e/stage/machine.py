@@ -94,7 +94,7 @@ def boot(machine: Machine, site: Site) -> None:
     """Start an ordered machine; one that runs is left alone, one that half runs is started from nothing."""
     if machine.runs:
         return
-    _cut(machine)
+    power_off(machine)
     folder = machine.folder
     for name in ("cni", "cni-data", "kubelet", "pods", "run"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -112,8 +112,8 @@ def boot(machine: Machine, site: Site) -> None:
 
 
 def destroy(machine: Machine) -> None:
-    """Take a machine away at once and for good: cable, processes, memory. Nobody on it or beside it is told."""
-    _cut(machine)
+    """Take a machine away for good. Nobody on it or beside it is told; its logs stay."""
+    power_off(machine)
     cgroups.remove(machine.cgroup)
     # Its logs stay to be read: what a dead machine said last is what one wants to know.
     buried = paths.logs() / "machines" / machine.name
@@ -123,11 +123,14 @@ def destroy(machine: Machine) -> None:
             machine.log(program).replace(buried / f"{program}.log")
     if (machine.folder / "pods").exists():
         (machine.folder / "pods").replace(buried / "pods")
-    shutil.rmtree(machine.folder)
+    scrap = paths.stage() / "scrap" / machine.name
+    scrap.parent.mkdir(exist_ok=True)
+    machine.folder.replace(scrap)  # from here on its place is free; so many files take seconds to remove
+    shutil.rmtree(scrap)
 
 
-def _cut(machine: Machine) -> None:
-    """Cut the cable first, so that no dying process can say goodbye, then the power."""
+def power_off(machine: Machine) -> None:
+    """End everything on a machine at once: the cable first, so that no dying process says goodbye, then the power."""
     network.disconnect(machine.slot)
     cgroups.kill(machine.cgroup)
     network.forget(machine.name)

@@ -37,8 +37,8 @@ def instance_types(
 ) -> list[dict[str, Any]]:
     """Return the instance types in the form of the kwok provider.
 
-    Every type has this machine's cores and memory, because that is what the kubelet that boots will report: a larger promise
-    would let Karpenter buy nodes on which the pod then does not fit.
+    Every type has this machine's cores and memory, since that is what the kubelet that boots will report: a larger
+    promise would let Karpenter buy nodes on which the pod then does not fit.
     """
     return [
         {

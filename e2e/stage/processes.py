@@ -104,10 +104,11 @@ def start(
 def _inherited() -> list[int]:
     """Return the open files, beyond the standard three, that a child would get."""
     inherited = []
-    for name in os.listdir("/proc/self/fd"):
+    for file in Path("/proc/self/fd").iterdir():
+        number = int(file.name)
         with contextlib.suppress(OSError):  # the file of this very listing is closed by now
-            if int(name) > 2 and os.get_inheritable(int(name)):
-                inherited.append(int(name))
+            if number > 2 and os.get_inheritable(number):
+                inherited.append(number)
     return inherited
 
 
