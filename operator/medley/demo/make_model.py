@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY = 512
+SPECIAL = ("<s>", "</s>", "<pad>")  # begin, end, padding: ids 0, 1, 2
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 
 
@@ -30,7 +31,7 @@ def main(folder: str) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=["<s>", "</s>", "<pad>"],
+        special_tokens=list(SPECIAL),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -38,9 +39,8 @@ def main(folder: str) -> None:
     tokenizer.train_from_iterator(corpus, trainer)
     if tokenizer.get_vocab_size() != VOCABULARY:
         raise SystemExit(f"the corpus yields {tokenizer.get_vocab_size()} tokens, expected {VOCABULARY}")
-    fast = PreTrainedTokenizerFast(  # noqa: S106  # tokens of text, no secrets
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", chat_template=CHAT_TEMPLATE
-    )
+    special = dict(zip(("bos_token", "eos_token", "pad_token"), SPECIAL, strict=True))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, **special)
     fast.save_pretrained(folder)
     torch.manual_seed(1)
     config = LlamaConfig(

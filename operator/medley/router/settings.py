@@ -1,6 +1,7 @@
 """The router's arguments and environment, checked. Called by `app.run_router`.
 
-In a pod the operator sets the environment. Every argument has the same meaning wherever it comes from; an argument goes before the environment.
+In a pod the operator sets the environment. Every argument has the same meaning wherever it comes from; an argument goes
+before the environment.
 """
 
 from __future__ import annotations
