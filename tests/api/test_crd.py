@@ -18,13 +18,13 @@ def test_a_generated_file_is_current(path, text):
 
 
 def test_nothing_else_lies_among_the_generated_files():
-    wanted = set(crd.documents(ROOT))
+    wanted = set(crd.documents(ROOT)) - {ROOT / "docs/objects.md"}
     assert {*(ROOT / "crds").iterdir(), *(ROOT / "charts/medley/templates/crds").iterdir()} == wanted
 
 
 def test_check_names_what_is_stale_and_writes_nothing(tmp_path, capsys):
     assert crd.main(["--check", "--root", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.count("is not current: run `make generate`") == 8
+    assert capsys.readouterr().err.count("is not current: run `make generate`") == 9
     assert not list(tmp_path.iterdir())
     assert crd.main(["--root", str(tmp_path)]) == 0
     assert crd.main(["--check", "--root", str(tmp_path)]) == 0

@@ -1,5 +1,7 @@
 """The CustomResourceDefinitions, generated from the models: `python -m medley.api.crd [--check]` (`make generate`).
 
+So is the second half of docs/objects.md, the reference of all fields.
+
 The same documents go to `crds/` (for `kubectl apply`) and, as templates, into the chart. They are templates and not
 Helm's `crds/` folder, because Helm never upgrades what lies there; `helm.sh/resource-policy: keep` leaves them, and so
 every service, when the chart is uninstalled.
@@ -20,6 +22,7 @@ from medley.api.acceleratorclass import AcceleratorClass
 from medley.api.llmservice import LLMService
 from medley.api.migration import Migration
 from medley.api.performanceprofile import PerformanceProfile
+from medley.api.reference import MARKER, section
 from medley.api.schema import structural
 from medley.core.names import GROUP, VERSION
 
@@ -149,7 +152,10 @@ def documents(root: Path) -> dict[Path, str]:
         kept = definition(resource, annotations={"helm.sh/resource-policy": "keep"})
         generated[root / "crds" / name] = _HEADER + _text(definition(resource))
         generated[root / "charts" / "medley" / "templates" / "crds" / name] = _HEADER + _text(kept)
-    return generated
+    page = root / "docs" / "objects.md"
+    written = page.read_text(encoding="utf-8").partition(MARKER)[0] if page.exists() else ""
+    tables = (section(resource.model.__name__, structural(resource.model)) for resource in RESOURCES)
+    return generated | {page: written + MARKER + "\n" + "\n".join(tables)}
 
 
 def main(arguments: list[str]) -> int:
