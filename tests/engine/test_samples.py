@@ -1,6 +1,8 @@
 """vLLM's counters are read under the names of every version."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medley.engine.samples import Sample, sample_from
 
@@ -41,3 +43,13 @@ def test_data_parallel_engines_add_up():
 )
 def test_what_is_not_there_is_unknown_and_not_zero(text):
     assert sample_from(text, at=3.0) is None
+
+
+@given(
+    st.lists(
+        st.sampled_from(["vllm:", "vllm_", "num_requests_running", "{", "}", " ", "\n", "1.0", "nan", "-1e999"])
+        | st.text()
+    )
+)
+def test_any_text_is_read_or_unknown(parts):
+    assert isinstance(sample_from("".join(parts), at=0.0), Sample | None)

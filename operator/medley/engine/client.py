@@ -50,7 +50,7 @@ class EngineClient:
         """Return vLLM's counters, or None if it has none yet or does not answer."""
         try:
             async with self._session.get("metrics", timeout=aiohttp.ClientTimeout(_ANSWER_S)) as answer:
-                text = await answer.text() if answer.status == 200 else ""  # noqa: PLR2004 - HTTP
+                text = await answer.text(errors="replace") if answer.status == 200 else ""  # noqa: PLR2004 - HTTP
         except _ERRORS:
             return None  # the age of the last sample says so
         return sample_from(text, time.monotonic())
@@ -75,7 +75,7 @@ class EngineClient:
             async with self._session.post(
                 "inference/v1/generate", json=body, timeout=aiohttp.ClientTimeout(limit_s)
             ) as answer:
-                text = await answer.text()
+                text = await answer.text(errors="replace")
                 if answer.status != 200:  # noqa: PLR2004 - HTTP
                     raise EngineError(f"asking vLLM for a token: {answer.status} {text[:300]}")
         except TimeoutError as error:

@@ -48,16 +48,16 @@ def mark_of(sample: Sample) -> Mark:
 
 
 def sample_from(text: str, at: float) -> Sample | None:
-    """Return the counters in a Prometheus text, or None if it has not those of an engine yet."""
+    """Return the counters in a Prometheus text, or None if it has not those of an engine (yet), or not as numbers."""
     totals: dict[str, float] = {}
-    for line in text.splitlines():
-        if not line.startswith(_PREFIXES):
-            continue
-        series, _, value = line.rpartition(" ")
-        name = series.partition("{")[0][len(_PREFIXES[0]) :].removesuffix("_total")
-        if name in _COUNTED:
-            totals[name] = totals.get(name, 0.0) + float(value)
     try:
+        for line in text.splitlines():
+            if not line.startswith(_PREFIXES):
+                continue
+            series, _, value = line.rpartition(" ")
+            name = series.partition("{")[0][len(_PREFIXES[0]) :].removesuffix("_total")
+            if name in _COUNTED:
+                totals[name] = totals.get(name, 0.0) + float(value)
         return Sample(
             at=at,
             running=int(totals["num_requests_running"]),
@@ -66,5 +66,5 @@ def sample_from(text: str, at: float) -> Sample | None:
             prompted=int(totals["prompt_tokens"]),
             cache_usage=totals.get("kv_cache_usage_perc", totals.get("gpu_cache_usage_perc", 0.0)),
         )
-    except KeyError:
+    except (KeyError, ValueError, OverflowError):  # absent, no number, NaN, infinite
         return None
