@@ -1,7 +1,7 @@
 """The command `medley`. Parses arguments and hands over; each part is imported only when its command runs.
 
     medley plan -f service.yaml         what it would cost, and why            (planned.py)
-    medley operator [release]           the operator; strip finalizers         (app.run_operator, app.run_operator_release)
+    medley operator [release]           the operator; let go of services       (app.run_operator, run_operator_release)
     medley router [...]                 the front door                         (app.run_router)
     medley engine                       the supervisor in an engine pod        (medley.engine.__main__)
     medley demo [...]                   serve, take an engine away, show       (app.run_demo)
