@@ -1,6 +1,8 @@
 """The chart on a real API server: it installs, upgrades and goes; its rights are enough for what they are for, and no more."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,9 @@ from tests.chart.conftest import CHART, Helm, by_name
 
 pytestmark = pytest.mark.apiserver
 
+RELEASE = Identity(
+    "system:serviceaccount:medley-system:medley-release", ("system:serviceaccounts", "system:authenticated")
+)
 OPERATOR = Identity(
     "system:serviceaccount:medley-system:medley-operator", ("system:serviceaccounts", "system:authenticated")
 )
@@ -167,6 +172,29 @@ def test_uninstalled_and_installed_again_the_services_are_still_there(plane, tmp
     assert plane.kubectl("get", "llmservice", "chat", "-o", "jsonpath={.spec.model.name}") == "m/x"
 
 
-def test_the_release_role_takes_finalizers_off_and_does_nothing_else(plane, installed):
-    rules = by_name(installed("template", "m", str(CHART)))["ClusterRole", "medley-release"]["rules"]
-    assert rules == [{"apiGroups": ["medley.dev"], "resources": ["llmservices"], "verbs": ["get", "list", "patch"]}]
+def test_after_the_release_job_deleting_services_does_not_hang(plane, installed):
+    """The job's command, with the job's account and role; nothing but the finalizer changes."""
+    templates = by_name(installed("template", "m", str(CHART), "--namespace", "medley-system"))
+    for kind in ("ClusterRole", "ClusterRoleBinding"):
+        plane.kubectl("apply", "-f", "-", stdin=json.dumps(templates[kind, "medley-release"]))
+    for name in ("first", "second"):
+        theirs = {
+            **SERVICE,
+            "metadata": {
+                **SERVICE["metadata"],
+                "name": name,
+                "finalizers": ["medley.dev/cleanup", "example.org/theirs"],
+            },
+        }
+        plane.kubectl("create", "-f", "-", stdin=json.dumps(theirs))
+    command = templates["Job", "medley-release"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    medley = Path(sys.executable).with_name(command[0])
+    run([medley, *command[1:]], env={"KUBECONFIG": str(plane.kubeconfig_as(RELEASE))})
+    for name in ("first", "second"):
+        live = json.loads(plane.kubectl("get", "llmservice", name, "-o", "json"))
+        assert live["metadata"]["finalizers"] == ["example.org/theirs"]
+        assert live["spec"]["model"]["name"] == "m/x"
+        plane.kubectl("patch", "llmservice", name, "--type=merge", "-p", '{"metadata": {"finalizers": null}}')
+        plane.kubectl("delete", "llmservice", name, "--timeout=10s")
+    for kind in ("clusterrole", "clusterrolebinding"):
+        plane.kubectl("delete", kind, "medley-release")
