@@ -42,11 +42,11 @@ VOCABULARY = TOKENIZER.get_vocab_size()
 
 def reference(prompt: Sequence[int], count: int, *, seed: int = 0, outputs_count: bool = False) -> list[int]:
     """Return what an uninterrupted run makes."""
-    return list(_continued(prompt, (), count, seed, outputs_count))
+    return list(continued(prompt, (), count, seed, outputs_count=outputs_count))
 
 
-def _continued(
-    prompt: Sequence[int], done: Sequence[int], count: int, seed: int, outputs_count: bool
+def continued(
+    prompt: Sequence[int], done: Sequence[int], count: int, seed: int, *, outputs_count: bool
 ) -> Iterable[int]:
     # With penalties and grammars it matters where the prompt ends.
     state = zlib.crc32(f"{seed}:{len(prompt) if outputs_count else ''}".encode())
@@ -127,7 +127,9 @@ class StubEngine:
         prompts = [TOKENIZER.encode(each).ids if isinstance(each, str) else each for each in prompt]
         return self._rendered(body, prompts, body.get("max_tokens", 16), many=True)
 
-    def _rendered(self, body: dict[str, Any], prompts: list[list[int]], limit: int | None, *, many: bool) -> web.Response:
+    def _rendered(
+        self, body: dict[str, Any], prompts: list[list[int]], limit: int | None, *, many: bool
+    ) -> web.Response:
         if limit is not None and limit > self.max_model_len:
             message = f"max_tokens={limit} cannot be greater than max_model_len={self.max_model_len}."
             error = {"message": message, "type": "BadRequestError", "param": "max_tokens", "code": 400}
@@ -186,7 +188,7 @@ class StubEngine:
         outputs_count = bool(sampling.get("presence_penalty") or sampling.get("structured_outputs"))
         seed = 0 if sampling.get("temperature") == 0 else sampling["seed"]
         count = sampling.get("max_tokens", 16) - len(done)
-        tokens = list(_continued(body["token_ids"], done, count, seed, outputs_count))
+        tokens = list(continued(body["token_ids"], done, count, seed, outputs_count=outputs_count))
         made = 0
         while made < len(tokens):
             step = tokens[made : made + self.together]

@@ -27,13 +27,15 @@ from medley.router.session import (
 )
 from medley.router.text import TextRules, TextStream, Vocabulary
 from medley.wire.generate import EngineFault, Rendered, TokenEvent, TokenLogprob
-from tests.router.stub_engine import TOKENIZER, VOCABULARY, _continued, reference
+from tests.router.stub_engine import TOKENIZER, VOCABULARY, continued, reference
 
 VOCAB = Vocabulary(TOKENIZER.to_str())
 PROMPT = (5, 6, 7)
+PLAIN = TextRules()
+INCAPABLE = Placed(resumes_output=False)
 
 
-def choice(max_tokens=20, sampling=None, rules=TextRules(), min_tokens=0, prompt=PROMPT):
+def choice(max_tokens=20, sampling=None, rules=PLAIN, min_tokens=0, prompt=PROMPT):
     rendered = Rendered(tuple(prompt), max_tokens, min_tokens, {"temperature": 0, **(sampling or {})}, {})
     return Choice("id", rendered, seed=11, rules=rules)
 
@@ -86,7 +88,7 @@ class Client:
         assert not done or self.resumes_output
         counts = bool(sampling.get("presence_penalty") or sampling.get("structured_outputs"))
         seed = attempt if self.different else sampling["seed"]
-        tokens = list(_continued(call.token_ids, done, sampling["max_tokens"] - len(done), seed, counts))
+        tokens = list(continued(call.token_ids, done, sampling["max_tokens"] - len(done), seed, outputs_count=counts))
         until, cause = self.breaks[attempt - 1] if attempt <= len(self.breaks) else (len(tokens) + 1, None)
         made, turn = 0, 0
         while made < len(tokens):
@@ -105,7 +107,7 @@ class Client:
         yield Broken(Cause.CONNECTION, accepted=True)
 
 
-def texts(tokens, prompt=PROMPT, rules=TextRules()):
+def texts(tokens, prompt=PROMPT, rules=PLAIN):
     stream = TextStream(VOCAB, prompt, rules)
     return stream.push(tokens).text + stream.rest()
 
@@ -126,7 +128,7 @@ SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=4)
 )
 def test_every_cut_gives_the_tokens_of_an_uninterrupted_run_once(breaks, sizes, count, resumes_output, sampling):
     # Attempts shorter than one event make no progress, however many tokens they may make.
-    breaks = [(max(k, max(sizes)) if k else 0, cause) for k, cause in breaks]
+    breaks = [(max(k, *sizes) if k else 0, cause) for k, cause in breaks]
     client = Client(breaks, sizes, resumes_output).run(choice(count, sampling))
     expected = reference(PROMPT, count, seed=11, outputs_count=bool(sampling))
     assert (client.tokens, client.text, client.end.finish_reason) == (expected, texts(expected), "length")
@@ -136,7 +138,7 @@ def test_every_cut_gives_the_tokens_of_an_uninterrupted_run_once(breaks, sizes, 
 @given(BREAKS, SIZES, st.text(alphabet="the quicklazyEND fo", min_size=1, max_size=4), st.booleans())
 def test_a_stop_string_is_met_where_it_would_be_met_without_cuts(breaks, sizes, stop, include):
     rules = TextRules(stop=(stop,), include_stop=include)
-    breaks = [(max(k, max(sizes)), cause) for k, cause in breaks]
+    breaks = [(max(k, *sizes), cause) for k, cause in breaks]
     whole = Client().run(choice(60, rules=rules))
     cut = Client(breaks, sizes).run(choice(60, rules=rules))
     assert (cut.text, cut.tokens) == (whole.text, whole.tokens)
@@ -179,9 +181,13 @@ def test_an_engine_that_can_takes_the_tokens_back_as_outputs():
         pytest.param({}, False, ResumeMode.PROMPT, False, id="vLLM's default is to sample"),
         pytest.param({"temperature": 1}, True, ResumeMode.OUTPUT, True, id="sampled, capable engine"),
         pytest.param({"temperature": 1, "presence_penalty": 1}, False, ResumeMode.REPLAY, True, id="penalty"),
-        pytest.param({"temperature": 1, "structured_outputs": {"regex": "a"}}, False, ResumeMode.REPLAY, True, id="grammar"),
+        pytest.param(
+            {"temperature": 1, "structured_outputs": {"regex": "a"}}, False, ResumeMode.REPLAY, True, id="grammar"
+        ),
         pytest.param({"temperature": 0, "bad_words": ["x y"]}, False, ResumeMode.REPLAY, True, id="bad words"),
-        pytest.param({"temperature": 0, "repetition_penalty": 1.3}, False, ResumeMode.PROMPT, True, id="counts the prompt"),
+        pytest.param(
+            {"temperature": 0, "repetition_penalty": 1.3}, False, ResumeMode.PROMPT, True, id="counts the prompt"
+        ),
         pytest.param({"temperature": 0, "presence_penalty": 0.0}, False, ResumeMode.PROMPT, True, id="no penalty"),
     ],
 )
@@ -229,7 +235,7 @@ def test_breaks_that_are_not_the_requests_fault_are_not_counted(cause):
 def test_an_engine_that_gives_up_is_replaced(event, issues):
     talk = conversation(choice(3), VOCAB)
     next(talk)
-    talk.send(Placed(False))
+    talk.send(INCAPABLE)
     assert talk.send(event) == Seek(resuming=True)
 
 
@@ -237,7 +243,7 @@ def test_an_engine_that_gives_up_is_replaced(event, issues):
 def test_a_request_at_fault_ends_at_once(code):
     talk = conversation(choice(3), VOCAB)
     next(talk)
-    talk.send(Placed(False))
+    talk.send(INCAPABLE)
     fault = EngineFault(code, "token id 9 is out of vocabulary", "prompt")
     assert talk.send(fault) == Abandon(fault)
 
@@ -245,7 +251,7 @@ def test_a_request_at_fault_ends_at_once(code):
 def test_a_fault_after_tokens_were_delivered_is_the_engines():
     talk = conversation(choice(3), VOCAB)
     next(talk)
-    talk.send(Placed(False))
+    talk.send(INCAPABLE)
     talk.send(TokenEvent([9], None, None, ()))
     assert talk.send(EngineFault(400, "too long here", None)) == Seek(resuming=True)
 
@@ -253,14 +259,16 @@ def test_a_fault_after_tokens_were_delivered_is_the_engines():
 def test_a_stop_token_ends_the_text_before_itself():
     talk = conversation(choice(5), VOCAB)
     next(talk)
-    talk.send(Placed(False))
+    talk.send(INCAPABLE)
     word = VOCABULARY - 1
-    assert talk.send(TokenEvent([word, word], "stop", 9, ())) == Finish(VOCAB.token(word)[0], [word, word], (), "stop", 9)
+    assert talk.send(TokenEvent([word, word], "stop", 9, ())) == Finish(
+        VOCAB.token(word)[0], [word, word], (), "stop", 9
+    )
 
 
 def test_more_tokens_than_asked_for_are_not_delivered():
     talk = conversation(choice(2), VOCAB)
     next(talk)
-    talk.send(Placed(False))
+    talk.send(INCAPABLE)
     end = talk.send(TokenEvent([70, 71, 72], None, None, ()))
     assert (end.token_ids, end.finish_reason) == ([70, 71], "length")

@@ -265,8 +265,11 @@ def _refuse_internal(body: dict[str, Any]) -> None:
 
 
 def _refuse(error: ValidationError) -> NoReturn:
-    """Report the first fault under the name that the client wrote."""
-    fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    """Report the first parameter at fault under the name that the client wrote."""
+    faults = error.errors(include_url=False, include_input=False, include_context=False)
+    of_first = [each for each in faults if each["loc"][:1] == faults[0]["loc"][:1]]
+    # Of a union, every member complains; the one whose type fitted, or that got furthest, is the one that was meant.
+    fault = max(of_first, key=lambda each: (not each["type"].endswith("_type"), len(each["loc"])))
     place = [part for part in fault["loc"] if isinstance(part, int) or part.islower()]
     # Members of unions add their type to the path (`list[str]`, `constrained-str`); the client wrote none of that.
     named = [str(part) for part in place if isinstance(part, int) or not _IN_A_UNION.search(part)]

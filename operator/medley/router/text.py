@@ -154,7 +154,7 @@ class TextStream:
         until = max(len(whole) - keep, shown_before)
         piece = whole[shown_before:until]
         self._held = whole[until:]
-        self._tail = whole[len(whole) - max(self._window, len(self._held)) :] if self._window else ""
+        self._tail = whole[max(len(whole) - self._window, 0) :]
         return Piece(piece, 1, None)
 
 
