@@ -27,13 +27,6 @@ def vllm(monkeypatch):
     return add
 
 
-def installable(vllm, name):
-    """A patch module that notes its installation."""
-    done = []
-    vllm(name, install=lambda: done.append(name))
-    return done
-
-
 def test_symbols_are_compared_by_name_and_parameters(vllm):
     class Request:
         def take(self, token_ids, more=None):
@@ -52,21 +45,39 @@ def test_symbols_are_compared_by_name_and_parameters(vllm):
     ]  # fmt: skip
 
 
-def test_what_fits_is_installed_and_what_does_not_is_left_out(vllm, monkeypatch, tmp_path):
+EXACT = plugin.Capability.RESUME_EXACT
+FITS, DIFFERS = Symbol("vllm.part", "step", "state now"), Symbol("vllm.part", "step", "state time")
+COMPLAINT = "vllm.part.step takes (state, now), not (state, time, ...)"
+ONE, TWO = "fake.one", "fake.two"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ([plugin.Patch(ONE, (FITS,), EXACT), plugin.Patch(TWO, (DIFFERS,))], True, [ONE],
+         {"capabilities": ["resume-exact"], "disabled": [f"fake.two is disabled: {COMPLAINT}"]}),
+        ([plugin.Patch(ONE, (FITS,), EXACT), plugin.Patch(TWO, (DIFFERS,), EXACT)], True, [ONE],
+         {"capabilities": [], "disabled": [f"fake.two is disabled: {COMPLAINT}"]}),
+        ([plugin.Patch(ONE, (FITS,), EXACT), plugin.Patch(TWO, (FITS,), EXACT, front_end=True)], True, [ONE, TWO],
+         {"capabilities": ["resume-exact"], "disabled": []}),
+        ([plugin.Patch(ONE, (DIFFERS,), EXACT), plugin.Patch(TWO, (FITS,), EXACT, front_end=True)], False, [TWO],
+         {"capabilities": ["resume-exact"], "disabled": []}),
+    ],
+    ids=["another differs", "one of two parts differs", "an engine installs all", "the API server its own part"],
+)  # fmt: skip
+def test_what_fits_is_installed_and_what_does_not_is_left_out(vllm, monkeypatch, tmp_path, case):
+    patches, engine, installed, report = case
     vllm("vllm.part", step=lambda state, now: None)
-    one, two = installable(vllm, "fake.one"), installable(vllm, "fake.two")
-    fits, differs = (Symbol("vllm.part", "step", parameters) for parameters in ("state now", "state time"))
-    capability = plugin.Capability.RESUME_EXACT
-    monkeypatch.setattr(
-        plugin, "PATCHES", (plugin.Patch("fake.one", (fits,), capability), plugin.Patch("fake.two", (differs,)))
-    )
+    done = []
+    for name in (ONE, TWO):
+        vllm(name, install=lambda name=name: done.append(name))
+    monkeypatch.setattr(plugin, "PATCHES", tuple(patches))
+    monkeypatch.setattr(plugin, "parent_process", lambda: object() if engine else None)
     monkeypatch.setenv("MEDLEY_PLUGIN_REPORTS", str(tmp_path))
     plugin.register()
-    assert (one, two) == (["fake.one"], [])
-    assert reports.capabilities(tmp_path) == ("resume-exact",)
-    assert reports.complaints(tmp_path) == (
-        "fake.two is disabled: vllm.part.step takes (state, now), not (state, time, ...)"
-    )
+    assert done == installed
+    (written,) = tmp_path.iterdir()
+    assert json.loads(written.read_text()) == report
 
 
 @pytest.mark.parametrize(
@@ -81,8 +92,9 @@ def test_what_fits_is_installed_and_what_does_not_is_left_out(vllm, monkeypatch,
 )  # fmt: skip
 def test_where_nothing_was_measured_nothing_is_changed(vllm, monkeypatch, tmp_path, change, why):
     vllm(change[0], **change[1])
-    done = installable(vllm, "fake.one")
-    monkeypatch.setattr(plugin, "PATCHES", (plugin.Patch("fake.one", (), plugin.Capability.RESUME_EXACT),))
+    done = []
+    vllm(ONE, install=lambda: done.append(ONE))
+    monkeypatch.setattr(plugin, "PATCHES", (plugin.Patch(ONE, (), EXACT, front_end=True),))
     monkeypatch.setenv("MEDLEY_PLUGIN_REPORTS", str(tmp_path))
     plugin.register()
     assert done == []
@@ -91,7 +103,8 @@ def test_where_nothing_was_measured_nothing_is_changed(vllm, monkeypatch, tmp_pa
 
 
 def test_a_capability_counts_only_if_every_process_has_it(tmp_path):
-    assert reports.capabilities(tmp_path) == ()
+    (tmp_path / "1.json").write_text(json.dumps({"capabilities": ["resume-exact"], "disabled": []}))
+    assert reports.capabilities(tmp_path) == ()  # the API server alone is no engine
     for pid, capabilities in ((1, ["resume-exact"]), (2, ["resume-exact", "x"])):
         (tmp_path / f"{pid}.json").write_text(json.dumps({"capabilities": capabilities, "disabled": []}))
     assert reports.capabilities(tmp_path) == ("resume-exact",)

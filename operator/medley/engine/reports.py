@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Final
+
+_PROCESSES: Final = 2  # vLLM has at least an API server and an engine core
 
 
 def capabilities(folder: Path) -> tuple[str, ...]:
-    """Return what all plugin reports in the folder agree on; empty if there is none."""
+    """Return what all plugin reports in the folder agree on; empty before both API server and engine reported."""
     sets = []
     for path in sorted(folder.glob("*.json")):
         said = json.loads(path.read_text(encoding="utf-8"))
         sets.append(frozenset(str(name) for name in said["capabilities"]))
-    return tuple(sorted(frozenset.intersection(*sets))) if sets else ()
+    return tuple(sorted(frozenset.intersection(*sets))) if len(sets) >= _PROCESSES else ()
 
 
 def complaints(folder: Path) -> str:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Final
 
@@ -33,13 +33,16 @@ class Patch:
     module: str  # has install()
     symbols: tuple[Symbol, ...]
     capability: Capability | None = None
+    front_end: bool = False  # the API server needs it, too
 
 
-_RESUME: Final = (
+_CHECK: Final = (
     Symbol("vllm.exceptions", "VLLMValidationError", "message"),
+    Symbol("vllm.v1.engine.input_processor", "InputProcessor.process_inputs", "self request_id prompt params"),
+)
+_RESUME: Final = (
     Symbol("vllm.v1.request", "Request.from_engine_core_request", "request block_hasher"),
     Symbol("vllm.v1.request", "Request.append_output_token_ids", "self token_ids"),
-    Symbol("vllm.v1.engine.input_processor", "InputProcessor.process_inputs", "self request_id prompt params"),
     Symbol("vllm.v1.structured_output", "StructuredOutputManager._create_grammar", "self request"),
     Symbol(
         "vllm.v1.structured_output.backend_types",
@@ -56,6 +59,7 @@ _RESUME: Final = (
 )
 _PIPELINE: Final = (Symbol("vllm.v1.worker.cpu_model_runner", "CPUModelRunner.load_model", "self load_dummy_weights"),)
 PATCHES: Final = (
+    Patch("medley.engine.plugin.resume_check", _CHECK, Capability.RESUME_EXACT, front_end=True),
     Patch("medley.engine.plugin.resume", _RESUME, Capability.RESUME_EXACT),
     Patch("medley.engine.plugin.pipeline", _PIPELINE),
 )
@@ -72,19 +76,21 @@ def register() -> None:
         draft.rename(Path(folder) / f"{os.getpid()}.json")  # whole or not at all
 
 
-def _report(version: Callable[[], str] = lambda: import_module("vllm").__version__) -> dict[str, list[str]]:
+def _report() -> dict[str, list[str]]:
     """Install what fits; return the capabilities that result and what was left out, for people."""
-    if refusal := _refusal(version()):
+    if refusal := _refusal(import_module("vllm").__version__):
         return {"capabilities": [], "disabled": [refusal]}
-    capabilities, disabled = [], []
-    for patch in PATCHES:
-        if changed := differences(patch.symbols):
-            disabled.append(f"{patch.module} is disabled: {'; '.join(changed)}")
-            continue
-        import_module(patch.module).install()
-        if patch.capability is not None:
-            capabilities.append(patch.capability.value)
-    return {"capabilities": capabilities, "disabled": disabled}
+    # The first process is the API server: it would load the model runner for seconds, and never run a model.
+    patches = [patch for patch in PATCHES if patch.front_end or parent_process() is not None]
+    changed = {patch: differences(patch.symbols) for patch in patches}
+    lost = {patch.capability for patch in patches if changed[patch]}  # a capability needs all its patches
+    for patch in patches:
+        if not changed[patch]:
+            import_module(patch.module).install()
+    return {
+        "capabilities": sorted({patch.capability for patch in patches if patch.capability} - lost),
+        "disabled": [f"{patch.module} is disabled: {'; '.join(why)}" for patch, why in changed.items() if why],
+    }
 
 
 def _refusal(version: str) -> str:
