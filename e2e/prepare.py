@@ -15,7 +15,7 @@ from rich.console import Console
 
 from e2e.demo.cluster import Cluster
 from e2e.stage import cluster as stage
-from e2e.stage import images, paths
+from e2e.stage import hold, images, paths
 from e2e.stage.processes import StageError
 from e2e.stage.progress import Board
 from e2e.stage.versions import HELM_TOOL, KUBERNETES_TOOL
@@ -39,6 +39,7 @@ def everything(console: Console) -> Environment:
     if os.environ.get("STAGE") == "existing":
         return _existing()
     stage.demand_root()
+    hold.take(" ".join(["python", "-m", *sys.orig_argv[2:]]))
     board = Board(console)
     stage.up(board)
     references = images.build((*OURS.values(), "vllm-cpu"), board)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from e2e.stage import build, cgroups, controlplane, golden, images, machine, market, network, notices, paths
+from e2e.stage import build, cgroups, controlplane, golden, hold, images, machine, market, network, notices, paths
 from e2e.stage.api import Api
 from e2e.stage.apiserver import answers_ready, issue_serving_certificates
 from e2e.stage.controlplane import ADDRESSES, Server
@@ -104,6 +104,7 @@ def down(board: Board) -> None:
             run(["umount", "--lazy", mount])
         if paths.stage().exists():
             shutil.rmtree(paths.stage())
+    hold.give_back()
 
 
 def ready_nodes(client: Api) -> set[str]:
