@@ -72,8 +72,9 @@ def status() -> None:
         table.add_row(name, runs, ready, kind, labels.get(market.CAPACITY_TYPE), labels.get(market.ZONE), gpus)
     console.print(table)
     for each in cloud.interruptions().values():
-        console.print(f"{each.node}: {each.form} notice, goes in {each.at - time.time():.0f} s" if each.died is None else
-                      f"{each.node}: gone, its Node is being cleared away")  # fmt: skip
+        left = each.at - time.time()
+        state = f"goes in {left:.0f} s" if each.died is None else "gone, its Node is being cleared away"
+        console.print(f"{each.node}: {each.form} notice, {state}", soft_wrap=True)
 
 
 @app.command("images")

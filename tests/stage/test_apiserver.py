@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from e2e.stage.apiserver import ControlPlane, free_ports
 from e2e.stage.pki import Identity
 from e2e.stage.processes import StageError

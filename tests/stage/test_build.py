@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from e2e.stage import build, versions
 
 

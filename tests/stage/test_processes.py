@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from e2e.stage.processes import Process, StageError, load, run, start, stop, wait_until
 
 
