@@ -17,15 +17,8 @@ from medley.router.text import Vocabulary
 from medley.wire.generate import TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
-_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    404: "invalid_request_error",
-    413: "invalid_request_error",
-    429: "rate_limit_error",
-    504: "timeout_error",
-}
-_SERVER_ERROR = "server_error"
+_TYPES = {401: "authentication_error", 429: "rate_limit_error", 504: "timeout_error"}
+_SERVER_ERROR = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +49,7 @@ class Usage:
 
 def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """Return OpenAI's error object."""
-    kind = _TYPES.get(status, _SERVER_ERROR)
+    kind = _TYPES.get(status, "server_error" if status >= _SERVER_ERROR else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 

@@ -25,8 +25,8 @@ from medley.kube.api import LLM_SERVICE, NODE, POD, Api, Kind, connected
 from medley.kube.watch import ObjectKey, watched
 from medley.planning.routing import RoutingTable
 from medley.router.engine_client import EngineClient
-from medley.router.fleet import Fleet, FleetView, Limits, Replica
-from medley.router.server import Options, Serving
+from medley.router.fleet import FleetView, Limits, Replica
+from medley.router.server import Followed
 from medley.wire.assignment import Capability, EngineReport
 
 logger = logging.getLogger(__name__)
@@ -114,15 +114,6 @@ def table_of(service: Mapping[str, Any]) -> RoutingTable | None:
         bucket = Bucket(each.input, each.output)
         shares[bucket] = (*shares.get(bucket, ()), (each.shape, each.share))
     return RoutingTable(grid, shares)
-
-
-@dataclass(frozen=True, slots=True)
-class Followed:
-    """What is kept as the API server shows it."""
-
-    fleet: Fleet
-    serving: Serving
-    options: Options
 
 
 async def follow(namespace: str, service: str, kept: Followed, engines: EngineClient) -> None:

@@ -9,11 +9,12 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from signal import Signals
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import uvloop
 from aiohttp import web
@@ -25,7 +26,7 @@ from medley.router.carrier import Carrier
 from medley.router.engine_client import EngineClient, connection_pool, key_file
 from medley.router.fleet import Fleet
 from medley.router.metrics import RouterMetrics
-from medley.router.server import Options, RouterServer, Serving
+from medley.router.server import Followed, RouterServer, Serving
 from medley.router.settings import EVERYWHERE, RouterSettings
 from medley.router.text import Vocabulary
 
@@ -35,6 +36,10 @@ TICK_SECONDS = 0.1
 _TOKENIZER_RETRY_SECONDS = 1.0
 # Later than this, the tick was held up by this process, and silence may be ours.
 _LATE_SECONDS = 0.5
+
+
+# Keeps the fleet as something shows it, for ever.
+Source = Callable[[Followed, EngineClient], Coroutine[Any, Any, None]]
 
 
 class Running(NamedTuple):
@@ -67,12 +72,12 @@ async def _serve(settings: RouterSettings) -> None:
 
 
 @asynccontextmanager
-async def running(settings: RouterSettings) -> AsyncIterator[Running]:
-    """Serve in this event loop. On leaving, running requests get the grace."""
+async def running(settings: RouterSettings, source: Source | None = None) -> AsyncIterator[Running]:
+    """Serve in this event loop. On leaving, running requests get the grace. `source`: None, what the settings name."""
     clock = asyncio.get_running_loop().time
     chance = random.SystemRandom()
     fleet = Fleet(settings.limits, clock=clock)
-    metrics, serving, options = RouterMetrics(), Serving(), replace(settings.options)
+    metrics, serving, options = RouterMetrics(), Serving(created=int(time.time())), replace(settings.options)
     admission = Admission(fleet, lambda: options.queue_limit, clock=clock)
     metrics.live.running, metrics.live.waiting = (lambda: fleet.running), (lambda: admission.waiting)
     async with connection_pool() as session:
@@ -92,7 +97,7 @@ async def running(settings: RouterSettings) -> AsyncIterator[Running]:
         background = asyncio.gather(
             _tick(fleet),
             _learn_tokenizer(settings, fleet, serving, engines),
-            _follow(settings, fleet, serving, options, engines),
+            (source or _source(settings))(Followed(fleet, serving, options), engines),
         )
         runner = web.AppRunner(
             server.application(),
@@ -146,12 +151,9 @@ async def _learn_tokenizer(settings: RouterSettings, fleet: Fleet, serving: Serv
         await asyncio.sleep(_TOKENIZER_RETRY_SECONDS)
 
 
-async def _follow(
-    settings: RouterSettings, fleet: Fleet, serving: Serving, options: Options, engines: EngineClient
-) -> None:
-    serving.created = int(time.time())
+def _source(settings: RouterSettings) -> Source:
     if settings.engines:
-        await static.follow(static.replicas_at(settings.engines, settings.max_running), fleet, serving, engines)
+        return partial(static.follow, static.replicas_at(settings.engines, settings.max_running))
     assert settings.namespace is not None
     assert settings.service is not None
-    await cluster.follow(settings.namespace, settings.service, cluster.Followed(fleet, serving, options), engines)
+    return partial(cluster.follow, settings.namespace, settings.service)

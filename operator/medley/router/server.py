@@ -65,6 +65,15 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
+class Followed:
+    """What a source keeps up to date."""
+
+    fleet: Fleet
+    serving: Serving
+    options: Options
+
+
+@dataclass(frozen=True, slots=True)
 class _Ready:
     """A request that may begin."""
 

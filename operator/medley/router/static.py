@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from medley.core.errors import EngineError
 from medley.router.engine_client import EngineClient
-from medley.router.fleet import Fleet, FleetView, Replica
-from medley.router.server import Serving
+from medley.router.fleet import FleetView, Replica
+from medley.router.server import Followed
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +25,9 @@ def replicas_at(urls: Sequence[str], max_running: int) -> tuple[Replica, ...]:
     return tuple(Replica(url.rstrip("/"), url.rstrip("/"), max_running=max_running, ready=False) for url in urls)
 
 
-async def follow(replicas: Sequence[Replica], fleet: Fleet, serving: Serving, engines: EngineClient) -> None:
+async def follow(replicas: Sequence[Replica], kept: Followed, engines: EngineClient) -> None:
     """Probe all engines for ever; the first model that one names is the one served."""
+    fleet, serving = kept.fleet, kept.serving
     while True:
         names = await asyncio.gather(*(_models(engines, each) for each in replicas))
         first = next((served for served in names if served), ())
