@@ -1,6 +1,6 @@
-"""One user at a time: while a demo or a test run holds the stage, `down` by anybody else says no instead of pulling the rug.
+"""One user at a time: while a demo or a test run holds the stage, `down` by anybody else says no.
 
-Used by `prepare` (which holds) and `cluster.down` (which asks). The lock is the kernel's: it goes with the process that holds it.
+Used by `prepare` (which holds) and `cluster.down` (which asks). The kernel lifts the lock when its holder ends.
 """
 
 import fcntl

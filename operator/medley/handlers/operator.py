@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import kopf
@@ -66,7 +67,7 @@ async def run(
         async with served(metrics.registry, contact.recent, settings.host, settings.port):
             tasks = {
                 asyncio.create_task(election.lead(lead), name="leading"),
-                asyncio.create_task(_watch(queue, api), name="watching"),
+                asyncio.create_task(_watch(queue, api, settings.identity), name="watching"),
                 asyncio.create_task(stop.wait(), name="stop"),
             }
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -137,7 +138,7 @@ async def _wake_all(api: Api, queue: WorkQueue[Key]) -> None:
         return
 
 
-async def _watch(queue: WorkQueue[Key], api: Api) -> None:
+async def _watch(queue: WorkQueue[Key], api: Api, identity: str) -> None:
     registry = watching.registered(Wakes(queue))
 
     @kopf.on.login(registry=registry)
@@ -153,4 +154,8 @@ async def _watch(queue: WorkQueue[Key], api: Api) -> None:
             token=found.token,
         )
 
-    await kopf.operator(registry=registry, settings=watching.settings(), standalone=True, clusterwide=True)
+    # Without a name of ours kopf asks for the user's, which an id without an account (the image's) has not.
+    name: Any = identity  # a NewType of str that kopf keeps to itself
+    await kopf.operator(
+        registry=registry, settings=watching.settings(), identity=name, standalone=True, clusterwide=True
+    )
