@@ -17,7 +17,6 @@ from medley.planning.ilp import (
     Unsolvable,
     Variable,
     minimise,
-    solved_in_turn,
 )
 
 EFFORT = Effort()
@@ -78,15 +77,6 @@ def test_no_time_at_all_is_undecided_and_not_infeasible():
 def test_the_same_question_has_the_same_answer():
     programme, costs = knapsack(24)
     assert minimise(programme, costs, EFFORT) == minimise(programme, costs, EFFORT)
-
-
-def test_in_turn_the_second_objective_chooses_among_the_optima_of_the_first():
-    programme = Programme(
-        (Variable("a", integer=True), Variable("b", integer=True)), (Row({"a": 1.0, "b": 1.0}, at_least=3.0),)
-    )
-    found = solved_in_turn(programme, ({"a": 1.0, "b": 1.0}, {"a": 2.0, "b": 1.0}), EFFORT)
-    assert isinstance(found, Solved)
-    assert (dict(found.values), found.objective) == ({"a": 0.0, "b": 3.0}, 3.0)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])

@@ -2,20 +2,20 @@
 
     allocate(problem: AllocationProblem) -> Allocation | Infeasible          raises SolverError, never an empty plan
 
-Called by `reconcile.plan`, `medley plan` and the simulator. The programme is in `programme.py`, its formulas in
-docs/allocation.md; what cannot be met is worked out in `shortage.py`.
+Called by `reconcile.plan`, `medley plan` and the simulator. The programme is in `programme.py` and `cover.py`, its
+formulas in docs/allocation.md; what cannot be met is worked out in `shortage.py`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from medley.core.accelerators import Market, OfferingKey, Shape
 from medley.core.errors import SolverError
 from medley.core.workload import Bucket
-from medley.planning import programme
+from medley.planning import cover, programme
 from medley.planning.ilp import (
     Effort,
     Programme,
@@ -25,11 +25,19 @@ from medley.planning.ilp import (
     Unsolvable,
     Variable,
     minimise,
-    solved_in_turn,
 )
 from medley.planning.problem import MICRODOLLARS, Allocation, AllocationProblem, Infeasible, Share
-from medley.planning.programme import Flow, Replicas
+from medley.planning.programme import Replicas
 from medley.planning.shortage import shortage
+
+
+@dataclass(frozen=True, slots=True)
+class _Flow:
+    """Names the variable: share of a bucket that a shape serves."""
+
+    bucket: Bucket
+    shape: Shape
+
 
 _SMALLEST_SHARE = 1e-4
 _OVERLOAD_TOLERANCE = 1e-3
@@ -41,14 +49,13 @@ def allocate(problem: AllocationProblem) -> Allocation | Infeasible:
     Of equally cheap allocations: fewest replicas to launch beyond the fleet, then the first by name.
     When the node limit ends the search early, the best plan found is returned with its gap.
     """
-    rows = programme.built(problem)
     objectives = (programme.cost(problem), programme.preference(problem))
-    match solved_in_turn(rows, objectives, problem.effort):
+    match cover.solved(problem, objectives):
         case Solved() as found:
             return allocation(problem, found)
         case Unsolvable():
-            best, unmet, bindings = shortage(problem)
-            return Infeasible(unmet, bindings, allocation(problem, best, served=_served(problem, unmet)))
+            short = shortage(problem)
+            return Infeasible(short.unmet, short.bindings, allocation(problem, short.best, served=short.served))
         case Undecided():
             raise SolverError("no plan was found within the solver's limits; the plan that stands is kept")
 
@@ -93,12 +100,6 @@ def allocation(
     )
 
 
-def _served(problem: AllocationProblem, unmet: tuple[tuple[Bucket, float], ...]) -> dict[Bucket, float]:
-    missing = dict(unmet)
-    left = {bucket: rate - missing.get(bucket, 0.0) for bucket, rate in problem.demand.requests_per_second}
-    return {bucket: rate for bucket, rate in left.items() if rate > _SMALLEST_SHARE * missing.get(bucket, 0.0)}
-
-
 def _levelled(
     problem: AllocationProblem, replicas: Mapping[OfferingKey, int], served: Mapping[Bucket, float]
 ) -> tuple[Share, ...]:
@@ -118,7 +119,7 @@ def _levelled(
     loads: dict[Shape, dict[object, float]] = {shape: {busiest: -1.0} for shape in usable}
     for bucket, rate in sorted(served.items()):
         able = [shape for shape in sorted(usable) if bucket in problem.rates[shape]]
-        flows = [Flow(None, bucket, shape) for shape in able]
+        flows = [_Flow(bucket, shape) for shape in able]
         variables += [Variable(flow, upper=1.0) for flow in flows]
         rows.append(Row(dict.fromkeys(flows, 1.0), at_least=1.0, at_most=1.0))
         for flow in flows:
@@ -133,7 +134,7 @@ def _levelled(
 def _shares(solved: Solved) -> tuple[Share, ...]:
     by_bucket: dict[Bucket, dict[Shape, float]] = {}
     for key, share in solved.values.items():
-        if isinstance(key, Flow) and share >= _SMALLEST_SHARE:
+        if isinstance(key, _Flow) and share >= _SMALLEST_SHARE:
             by_bucket.setdefault(key.bucket, {})[key.shape] = share
     return tuple(
         Share(bucket, shape, share / math.fsum(parts.values()))

@@ -13,10 +13,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from medley.core.accelerators import OfferingKey
-from medley.planning import programme
-from medley.planning.ilp import Row, Solved, Undecided, minimise
+from medley.planning import cover, programme
+from medley.planning.ilp import Row, Solved, Undecided
 from medley.planning.problem import AllocationProblem, Bound
 from medley.planning.programme import Replicas
 
@@ -56,15 +57,15 @@ def breakeven(problem: AllocationProblem, usd_per_hour: float, offerings: frozen
 
 @lru_cache(maxsize=512)  # a pure function; passes over an unchanged world ask the same again
 def _breakeven(problem: AllocationProblem, usd_per_hour: float, offerings: frozenset[OfferingKey]) -> Breakeven:
-    rows = programme.built(problem, without=frozenset({Bound.BUDGET})).with_rows(
-        Row({Replicas(key): 1.0 for key in offerings}, at_least=1.0)
-    )
+    one = Row({Replicas(key): 1.0 for key in offerings}, at_least=1.0)
+    without = frozenset({Bound.BUDGET})
     prices = programme.cost(problem)
     own = {key: prices[key] for key in map(Replicas, offerings)}
     rest = {key: price for key, price in prices.items() if key not in own}
     factor = 1.0
     for _ in range(_STEPS):
-        found = minimise(rows, {**rest, **{key: factor * price for key, price in own.items()}}, problem.effort)
+        objective: dict[Any, float] = {**rest, **{key: factor * price for key, price in own.items()}}
+        found = cover.solved(problem, [objective], without=without, rows=[one])
         if isinstance(found, Undecided):
             return Below(factor, exact=False) if factor < 1 else NoRoom()
         if not isinstance(found, Solved):

@@ -1,6 +1,6 @@
 """The only door to PuLP and HiGHS: a mixed-integer linear programme as a value, and its solution as a value.
 
-Called by `allocator`, `shortage`, `explain` and `melange`. Knows nothing of GPUs.
+Called by `cover`, `allocator` and `melange`. Knows nothing of GPUs.
 
 Solutions repeat: one thread, a fixed seed, a limit on nodes; the time limit is a safety net that ordinary runs never
 meet. PuLP only builds the model, and HiGHS's own status is read: PuLP 3.3 calls a run that was stopped without any
@@ -10,9 +10,8 @@ solution "optimal", and raises KeyError at a node limit.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import pulp
@@ -101,9 +100,11 @@ def minimise(programme: Programme, objective: Terms, effort: Effort) -> Solved |
     Raises SolverError for numbers that are not finite and for a numerical failure of the solver.
     """
     _refuse_not_finite(programme, objective)
+    # PuLP does not take rows or programmes without variables; such rows hold or do not.
+    if any((row.at_least or 0.0) > 0 or (row.at_most or 0.0) < 0 for row in programme.rows if not row.terms):
+        return Unsolvable()
     if not programme.variables:
-        holds = all((row.at_least or 0.0) <= 0 and (row.at_most is None or row.at_most >= 0) for row in programme.rows)
-        return Solved({}, 0.0, 0.0) if holds else Unsolvable()
+        return Solved({}, 0.0, 0.0)
     problem, columns = _built(programme, objective)
     solver = pulp.HiGHS(
         msg=False,
@@ -132,29 +133,6 @@ def minimise(programme: Programme, objective: Terms, effort: Effort) -> Solved |
     return Solved(values, found, _gap(programme, status, info.mip_gap))
 
 
-def solved_in_turn(
-    programme: Programme, objectives: Sequence[Terms], effort: Effort, *, slack: float = 1e-6
-) -> Solved | Unsolvable | Undecided:
-    """Minimise the first objective, then the second among its optima, and so on.
-
-    An earlier objective may worsen by `slack` (relative, and at least absolute): solvers are exact only so far.
-    The gap and the objective are those of the first. A later objective that cannot be decided within the effort
-    is left out: the solution stands, its tie unbroken.
-    """
-    first = minimise(programme, objectives[0], effort)
-    if not isinstance(first, Solved):
-        return first
-    best, bounded = first, programme
-    for done, following in pairwise(objectives):
-        reached = math.fsum(coefficient * best.values[key] for key, coefficient in done.items())
-        bounded = bounded.with_rows(Row(done, at_most=reached + slack * max(1.0, abs(reached))))
-        found = minimise(bounded, following, effort)
-        if not isinstance(found, Solved):
-            break
-        best = found
-    return Solved(best.values, first.objective, first.gap)
-
-
 def _gap(programme: Programme, status: str, mip_gap: float) -> float:
     if status == "kOptimal":
         return 0.0
@@ -176,7 +154,7 @@ def _built(programme: Programme, objective: Terms) -> tuple[pulp.LpProblem, dict
     }
     # Every column is named in the objective: PuLP knows only the variables that it meets in an expression.
     problem.setObjective(_expression(columns, {**dict.fromkeys(columns, 0.0), **objective}))
-    for row in programme.rows:
+    for row in (row for row in programme.rows if row.terms):
         for sense, bound in _sides(row):
             problem.addConstraint(pulp.LpConstraint(_expression(columns, row.terms), sense, rhs=bound))
     return problem, columns

@@ -1,12 +1,10 @@
-"""The allocation programme of docs/allocation.md as rows and variables.
+"""The allocation programme of docs/allocation.md as rows and variables, in the replicas alone.
 
-Called by `allocator`, `shortage` and `explain`, which differ in what they leave out (`Without`), let slip (`soft`) and
-minimise. Knows core values and the door to the solver.
+Called by `cover`, which adds to it what serving the demand asks of the replicas, and by `allocator`, `shortage` and
+`breakeven`, which differ in what they leave out (`without`), let slip (`soft`) and minimise.
 
-    y_k    Replicas(offering)          integer      replicas of an offering
-    x_b,s  Flow(None, bucket, shape)   continuous   share of a bucket's requests that a shape serves
-    x^z    Flow(zone, bucket, shape)   continuous   the same once all spot of that zone is gone
-    w      Unmet(zone or None, bucket) continuous   share of a bucket that nobody serves (soft programmes only)
+    y_k   Replicas(offering)           integer      replicas of an offering
+    w     Unmet(zone or None, bucket)  continuous   share of a bucket that nobody serves (soft programmes only)
 """
 
 from __future__ import annotations
@@ -14,14 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from medley.core.accelerators import Market, Offering, OfferingKey, Shape
+from medley.core.accelerators import Market, Offering, OfferingKey
 from medley.core.workload import Bucket
 from medley.planning.ilp import Programme, Row, Variable
 from medley.planning.problem import AllocationProblem, Bound
-
-# A bucket that loads a shape by less than this could hide within the solver's feasibility tolerance (1e-6 replicas):
-# a shape without replicas would seem to serve it. Such shares are tied to the replicas explicitly.
-_HIDDEN_LOAD = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +26,11 @@ class Replicas:
 
 
 @dataclass(frozen=True, slots=True)
-class Flow:
-    """Names the variable: share of a bucket served by a shape, in normal times (None) or once a zone's spot is lost."""
+class Scenario:
+    """A state in which `fraction` of every bucket must be served: normal times (None), or a zone's spot is lost."""
 
     lost_zone: str | None
-    bucket: Bucket
-    shape: Shape
+    fraction: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +62,12 @@ def built(problem: AllocationProblem, *, soft: bool = False, without: frozenset[
     offerings = sorted(problem.offerings, key=lambda offering: offering.key)
     variables = [Variable(Replicas(o.key), upper=_upper(o, without), integer=True) for o in offerings]
     rows: list[Row] = []
-    scenarios: list[tuple[str | None, float]] = [(None, 1.0)]
-    if problem.spot.survive_zone_loss > 0 and Bound.ZONE_LOSS not in without:
-        zones = sorted({o.key.zone for o in offerings if o.key.market is Market.SPOT})
-        scenarios += [(zone, problem.spot.survive_zone_loss) for zone in zones]
-    for lost_zone, fraction in scenarios:
-        flow_variables, flow_rows = _flow(problem, lost_zone, fraction, soft=soft)
-        variables += flow_variables
-        rows += flow_rows
+    if soft:
+        variables += [
+            Variable(Unmet(scenario.lost_zone, bucket), upper=scenario.fraction)
+            for scenario in scenarios(problem, without)
+            for bucket, _ in sorted(problem.demand.requests_per_second)
+        ]
     if soft:
         variables.append(Variable(MissingReplicas()))
     rows += _bounds(problem, offerings, soft=soft, without=without)
@@ -88,6 +79,20 @@ def built(problem: AllocationProblem, *, soft: bool = False, without: frozenset[
             for o in offerings
         ]
     return Programme(tuple(variables), tuple(rows))
+
+
+def scenarios(problem: AllocationProblem, without: frozenset[Bound] = frozenset()) -> tuple[Scenario, ...]:
+    """Return the states in which demand must be served: normal times first, then the loss of each zone's spot."""
+    normal = Scenario(None, 1.0)
+    if problem.spot.survive_zone_loss == 0 or Bound.ZONE_LOSS in without:
+        return (normal,)
+    zones = sorted({o.key.zone for o in problem.offerings if o.key.market is Market.SPOT})
+    return (normal, *(Scenario(zone, problem.spot.survive_zone_loss) for zone in zones))
+
+
+def survives(key: OfferingKey, lost_zone: str | None) -> bool:
+    """Say whether an offering's replicas are still there once a zone's spot is lost."""
+    return not (key.market is Market.SPOT and key.zone == lost_zone)
 
 
 def cost(problem: AllocationProblem) -> dict[object, float]:
@@ -118,51 +123,13 @@ def unserved(problem: AllocationProblem, *, after_loss: bool, without: frozenset
     if not after_loss:
         return {Unmet(None, bucket): rate / total for bucket, rate in problem.demand.requests_per_second}
     terms: dict[object, float] = {MissingReplicas(): 1.0}
-    if problem.spot.survive_zone_loss > 0 and Bound.ZONE_LOSS not in without:
-        zones = sorted({o.key.zone for o in problem.offerings if o.key.market is Market.SPOT})
-        terms |= {
-            Unmet(zone, bucket): rate / total for zone in zones for bucket, rate in problem.demand.requests_per_second
-        }
-    return terms
-
-
-def capacity(problem: AllocationProblem, shape: Shape, lost_zone: str | None = None) -> dict[object, float]:
-    """Return the capacity of a shape in replicas' worth of work: usable part x replicas of what survives."""
-    return {
-        Replicas(o.key): problem.utilisations[o.key]
-        for o in problem.offerings
-        if o.key.shape == shape and not (o.key.market is Market.SPOT and o.key.zone == lost_zone)
+    terms |= {
+        Unmet(scenario.lost_zone, bucket): rate / total
+        for scenario in scenarios(problem, without)
+        if scenario.lost_zone is not None
+        for bucket, rate in problem.demand.requests_per_second
     }
-
-
-def _flow(
-    problem: AllocationProblem, lost_zone: str | None, fraction: float, *, soft: bool
-) -> tuple[list[Variable], list[Row]]:
-    variables: list[Variable] = []
-    rows: list[Row] = []
-    loads: dict[Shape, dict[object, float]] = {shape: {} for shape in problem.rates}
-    survivors = {shape: capacity(problem, shape, lost_zone) for shape in problem.rates}
-    for bucket, demanded in sorted(problem.demand.requests_per_second):
-        served: dict[object, float] = {}
-        for shape, rates in problem.rates.items():
-            if bucket not in rates:
-                continue
-            share = Flow(lost_zone, bucket, shape)
-            variables.append(Variable(share, upper=fraction))
-            served[share] = 1.0
-            load = demanded / rates[bucket]
-            loads[shape][share] = load
-            if load < _HIDDEN_LOAD:
-                rows.append(Row({share: 1.0, **dict.fromkeys(survivors[shape], -1.0)}, at_most=0.0))
-        if soft:
-            unmet = Unmet(lost_zone, bucket)
-            variables.append(Variable(unmet, upper=fraction))
-            served[unmet] = 1.0
-        rows.append(Row(served, at_least=fraction, at_most=fraction))
-    for shape, terms in loads.items():
-        if terms:
-            rows.append(Row({**terms, **{key: -usable for key, usable in survivors[shape].items()}}, at_most=0.0))
-    return variables, rows
+    return terms
 
 
 def _bounds(

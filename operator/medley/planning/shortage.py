@@ -7,14 +7,15 @@ whether leaving it out would leave less unserved: a bound that does is named, wi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import combinations
 
 from medley.core.accelerators import OfferingKey
 from medley.core.errors import SolverError
 from medley.core.workload import Bucket
-from medley.planning import programme
-from medley.planning.ilp import Row, Solved, minimise, solved_in_turn
+from medley.planning import cover, programme
+from medley.planning.ilp import Row, Solved
 from medley.planning.problem import AllocationProblem, Binding, Bound
 from medley.planning.programme import MissingReplicas, Replicas, Unmet
 
@@ -23,11 +24,19 @@ _NOISE = 1e-5
 _DIGITS = 4  # of unserved requests/s: the rest is noise too
 _REMOVABLE = (Bound.BUDGET, Bound.REPLICAS, Bound.CAPS, Bound.ON_DEMAND_FLOOR, Bound.ZONE_LOSS)
 
-Unserved = tuple[tuple[Bucket, float], ...]
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """The best within all bounds, the requests/s that it serves and leaves unserved, and the bounds that bind."""
+
+    best: Solved
+    served: Mapping[Bucket, float]
+    unmet: tuple[tuple[Bucket, float], ...]
+    bindings: tuple[Binding, ...]
 
 
-def shortage(problem: AllocationProblem) -> tuple[Solved, Unserved, tuple[Binding, ...]]:
-    """Return the best within all bounds, the requests/s that it leaves unserved, and the bounds that bind."""
+def shortage(problem: AllocationProblem) -> Shortage:
+    """Work out what a problem without a solution lacks."""
     best = _least_unserved(problem, frozenset())
     unmet = tuple(
         (bucket, float(f"{rate * share:.{_DIGITS}g}"))
@@ -37,7 +46,12 @@ def shortage(problem: AllocationProblem) -> tuple[Solved, Unserved, tuple[Bindin
     bindings = (*_unservable(problem), *_binding(problem, best))
     if not bindings:
         raise SolverError("the programme has no solution, yet no bound stands in the way")
-    return best, unmet, bindings
+    served = {
+        bucket: rate * (1 - best.values[Unmet(None, bucket)])
+        for bucket, rate in problem.demand.requests_per_second
+        if best.values[Unmet(None, bucket)] < 1 - _NOISE
+    }
+    return Shortage(best, served, unmet, bindings)
 
 
 def _least_unserved(problem: AllocationProblem, without: frozenset[Bound]) -> Solved:
@@ -48,9 +62,7 @@ def _least_unserved(problem: AllocationProblem, without: frozenset[Bound]) -> So
         programme.cost(problem),
         programme.preference(problem),
     ]
-    found = solved_in_turn(
-        programme.built(problem, soft=True, without=without), [terms for terms in objectives if terms], problem.effort
-    )
+    found = cover.solved(problem, [terms for terms in objectives if terms], soft=True, without=without)
     if not isinstance(found, Solved):
         raise SolverError("how much of the demand can be served was not found within the solver's limits")
     return found
@@ -149,17 +161,15 @@ def _message(problem: AllocationProblem, bound: Bound, best: Solved, without: fr
 def _least(problem: AllocationProblem, objective: dict[object, float], without: frozenset[Bound]) -> float:
     """Return the least money, or replicas, with which as little is unserved as can be once `without` is left out."""
     freed = _least_unserved(problem, without)
-    bounded = programme.built(problem, soft=True, without=without).with_rows(
-        *(
-            Row(terms, at_most=math.fsum(weight * freed.values[key] for key, weight in terms.items()) + 1e-6)
-            for terms in (
-                programme.unserved(problem, after_loss=False, without=without),
-                programme.unserved(problem, after_loss=True, without=without),
-            )
-            if terms
+    as_good = [
+        Row(terms, at_most=math.fsum(weight * freed.values[key] for key, weight in terms.items()) + 1e-6)
+        for terms in (
+            programme.unserved(problem, after_loss=False, without=without),
+            programme.unserved(problem, after_loss=True, without=without),
         )
-    )
-    found = minimise(bounded, objective, problem.effort)
+        if terms
+    ]
+    found = cover.solved(problem, [objective], soft=True, without=without, rows=as_good)
     if not isinstance(found, Solved):
         raise SolverError("how far a bound would have to move was not found within the solver's limits")
     return found.objective
