@@ -90,7 +90,7 @@ class Engine(Part):
 
     rules: ClassVar = (
         Rule(
-            f"self.args.all(each, !(each.split('=')[0] in {list(OWN_ARGUMENTS)!r}))",
+            f"!has(self.args) || self.args.all(each, !(each.split('=')[0] in {list(OWN_ARGUMENTS)!r}))",
             lambda part: not any(each.split("=")[0] in OWN_ARGUMENTS for each in part.args),
             f"medley sets these itself: {' '.join(OWN_ARGUMENTS)}. Remove them: spec.model and the plan decide",
             ".args",
