@@ -1,0 +1,269 @@
+"""The life of a service against the real API server: made, served, interrupted, changed, deleted; and every refusal."""
+
+import re
+
+import pytest
+
+from medley.core import names
+from medley.kube.api import (
+    BUDGET,
+    CLUSTER_ROLE_BINDING,
+    DEPLOYMENT,
+    EVENT,
+    LLM_SERVICE,
+    NODE,
+    NODE_POOL,
+    POD,
+    ROLE_BINDING,
+    SECRET,
+    SERVICE,
+    SERVICE_ACCOUNT,
+    Kind,
+)
+from medley.wire.assignment import Assignment
+from tests.handlers.world import MODEL, class_manifest, profile_manifest, service_manifest
+
+pytestmark = pytest.mark.apiserver
+
+QUOTA = Kind("", "v1", "ResourceQuota", "resourcequotas")
+WRITES = re.compile(r'^apiserver_request_total\{(?=.*verb="(?:POST|PUT|PATCH|APPLY|DELETE)").*\} (\S+)$', re.MULTILINE)
+
+
+async def names_of(here, kind):
+    objects, _ = await here.api.list(kind, here.namespace if kind.namespaced else None)
+    return {each["metadata"]["name"] for each in objects}
+
+
+async def made(here, **spec):
+    await here.apply(class_manifest(), profile_manifest(), service_manifest(**spec))
+
+
+async def served(here, **spec):
+    await made(here, **spec)
+    await here.settle(passes=6)
+    assert (await here.condition("Ready"))[0] == "True"
+
+
+async def test_a_service_becomes_ready(here):
+    await served(here)
+    assert await names_of(here, POD) == {"chat-l4-s-a-0", "chat-l4-s-a-1"}
+    assert await names_of(here, NODE_POOL) == {"medley-l4-spot"}
+    assert await names_of(here, DEPLOYMENT) == {"chat-router"}
+    assert await names_of(here, SERVICE) == {"chat-router"}
+    assert await names_of(here, SERVICE_ACCOUNT) == {"chat-router"}
+    assert await names_of(here, BUDGET) == {"chat-engine", "chat-router"}
+    assert await names_of(here, SECRET) == {"chat-engine-key"}
+    service = await here.service()
+    assert service["metadata"]["finalizers"] == ["medley.dev/cleanup"]
+    status = service["status"]
+    assert status["replicas"] == {"desired": 2, "ready": 2, "spot": 2, "summary": "2/2"}
+    assert status["plan"]["usdPerHour"] == "0.80"
+    assert status["plan"]["onDemandUSDPerHour"] == "2.00"
+    assert status["plan"]["savedPercent"] == "60%"
+    assert status["plan"]["routing"] == {
+        "inputEdges": [1000],
+        "outputEdges": [1000],
+        "shares": [{"input": 0, "output": 0, "shape": "l4", "share": 1}],
+    }
+    assert here.assigned["chat-l4-s-a-0"] == Assignment(
+        service="chat",
+        replica="chat-l4-s-a-0",
+        generation=1,
+        model="/model",
+        served_model_name=MODEL,
+        max_model_len=4096,
+    )
+
+
+async def test_an_idle_pass_writes_nothing(here):
+    await served(here)
+    before = await writes(here)
+    for _ in range(5):
+        assert await here.reconciler.reconcile((here.namespace, "chat")) == 60
+    assert await writes(here) == before
+
+
+async def writes(here) -> float:
+    response = await here.api._send("GET", "/metrics", (), None)  # the one answer that is no JSON
+    text = (await response.read()).decode()
+    return sum(float(count) for count in WRITES.findall(text))
+
+
+async def test_a_notice_is_answered_in_the_same_pass(here):
+    await served(here)
+    node = here.machines["chat-l4-s-a-0"]
+    taint = {"key": names.TAINT_KARPENTER_DISRUPTED, "effect": "NoSchedule"}
+    await here.api.merge(NODE, node, None, {"spec": {"taints": [taint]}})
+    await here.reconciler.reconcile((here.namespace, "chat"))
+    assert await names_of(here, POD) == {"chat-l4-s-a-0", "chat-l4-s-a-1", "chat-l4-s-a-2"}
+    assert (await here.service())["status"]["replicas"]["ready"] == 1
+    sample = here.metrics.registry.get_sample_value
+    assert sample("medley_notices_total", {"source": "KarpenterTaint", "cause": "Unknown"}) == 1
+
+
+async def test_a_machine_that_vanished_takes_its_pod_along(here):
+    await served(here)
+    await here.lose("chat-l4-s-a-0")
+    await here.reconciler.reconcile((here.namespace, "chat"))
+    assert await names_of(here, POD) == {"chat-l4-s-a-1", "chat-l4-s-a-2"}
+    await here.settle(passes=4)
+    assert (await here.condition("Ready"))[0] == "True"
+
+
+async def test_a_changed_service_is_rolled_out_one_by_one(here):
+    await served(here)
+    before = {name: pod["metadata"]["uid"] for name, pod in (await here.pods()).items()}
+    await made(here, engine={"args": ["--enforce-eager"]})
+    least = 2
+    for _ in range(20):
+        await here.pass_over()
+        least = min(least, (await here.service())["status"]["replicas"]["ready"])
+    after = await here.pods()
+    assert len(after) == 2
+    assert not set(before.values()) & {pod["metadata"]["uid"] for pod in after.values()}
+    assert least == 2
+    assert len(here.drained) == 2
+    assert {here.assigned[name].engine_args for name in after} == {("--enforce-eager",)}
+
+
+async def test_a_sold_out_market_falls_back(here):
+    here.sold_out.add("spot")
+    await made(here)
+    await here.pass_over()
+    moment = here.reconciler.clock()
+    object.__setattr__(here.reconciler, "clock", lambda: moment.replace(year=moment.year + 1))
+    await here.settle(passes=6)
+    assert {pod["metadata"]["labels"][names.LABEL_MARKET] for pod in (await here.pods()).values()} == {"on-demand"}
+    status = (await here.service())["status"]
+    assert [(each["market"], each["zone"], each["reason"]) for each in status["unavailable"]] == [
+        ("spot", "a", "sold out"),
+        ("spot", "b", "sold out"),
+    ]
+    assert (await here.condition("Ready"))[0] == "True"
+
+
+async def test_deletion_removes_everything(here):
+    await served(here)
+    assert await here.api.get(CLUSTER_ROLE_BINDING, f"medley:router:{here.namespace}:chat") is not None
+    await here.api.delete(LLM_SERVICE, "chat", here.namespace)
+    for _ in range(8):
+        await here.pass_over()
+    for kind in (LLM_SERVICE, POD, DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, ROLE_BINDING, BUDGET, SECRET, NODE_POOL):
+        assert await names_of(here, kind) == set(), kind
+    assert await here.api.get(CLUSTER_ROLE_BINDING, f"medley:router:{here.namespace}:chat") is None
+    assert (
+        here.metrics.registry.get_sample_value(
+            "medley_replicas", {"namespace": here.namespace, "service": "chat", "state": "ready"}
+        )
+        is None
+    )
+
+
+async def test_a_pool_that_another_service_uses_stays(here):
+    await served(here)
+    await here.apply(service_manifest("other"))
+    await here.settle("other", passes=6)
+    await here.api.delete(LLM_SERVICE, "chat", here.namespace)
+    for _ in range(8):
+        await here.pass_over()
+    assert await names_of(here, LLM_SERVICE) == {"other"}
+    assert await names_of(here, NODE_POOL) == {"medley-l4-spot"}
+    assert all(name.startswith("other-") for name in await names_of(here, POD))
+    await here.api.delete(LLM_SERVICE, "other", here.namespace)
+    for _ in range(8):
+        await here.pass_over("other")
+    assert await names_of(here, NODE_POOL) == set()
+
+
+async def test_a_quota_is_named(here):
+    hard = {"requests.nvidia.com/gpu": "1"}
+    await here.api.create(QUOTA, {"metadata": {"name": "gpus"}, "spec": {"hard": hard}}, here.namespace)
+    used = {"hard": hard, "used": {"requests.nvidia.com/gpu": "1"}}
+    await here.patch_status(QUOTA, "gpus", used, here.namespace)
+    await made(here)
+    await here.pass_over()
+    truth, reason, message = await here.condition("CapacityReady")
+    assert (truth, reason) == ("False", "QuotaExceeded")
+    assert "exceeded quota: gpus" in message
+    assert (await here.condition("Ready"))[1] == "QuotaExceeded"
+    assert here.metrics.registry.get_sample_value("medley_refusals_total", {"reason": "QuotaExceeded"}) == 1
+
+
+async def test_an_image_that_cannot_be_pulled_is_named(here):
+    await made(here, engine={"image": "r.example/nothing:1"})
+    await here.pass_over()
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off"}}
+    status = {"name": "engine", "image": "r.example/nothing:1", "imageID": "", "ready": False, "restartCount": 0}
+    for name in await here.pods():
+        await here.patch_status(POD, name, {"containerStatuses": [{**status, "state": waiting}]}, here.namespace)
+    await here.reconciler.reconcile((here.namespace, "chat"))
+    assert await here.condition("CapacityReady") == (
+        "False",
+        "ImageNotPulled",
+        (
+            "chat-l4-s-a-0, chat-l4-s-a-1: image r.example/nothing:1 cannot be pulled; correct spec.engine.image, "
+            "or the AcceleratorClass's, or give spec.engine.imagePullSecrets"
+        ),
+    )
+
+
+async def test_an_engine_that_cannot_start_says_why(here):
+    await made(here)
+    await here.pass_over()
+    for pod in (await here.pods()).values():
+        here.fail(pod, "spec.model.source.pvc.path: /model not found in the volume")
+    await here.reconciler.reconcile((here.namespace, "chat"))
+    truth, reason, message = await here.condition("CapacityReady")
+    assert (truth, reason) == ("False", "EngineFailed")
+    assert "spec.model.source.pvc.path: /model not found in the volume" in message
+    assert len(await here.pods()) == 2
+
+
+async def test_services_of_one_name_in_two_namespaces_live_apart(here, plane):
+    from tests.handlers.world import world
+
+    await served(here)
+    async with world(plane.kubeconfig) as there:
+        await there.apply(class_manifest(), profile_manifest(), service_manifest())
+        await there.settle(passes=6)
+        assert (await there.condition("Ready"))[0] == "True"
+        await there.api.delete(LLM_SERVICE, "chat", there.namespace)
+        for _ in range(8):
+            await there.pass_over()
+        assert await names_of(there, POD) == set()
+    assert len(await names_of(here, POD)) == 2
+    assert await names_of(here, SECRET) == {"chat-engine-key"}
+    assert await here.api.get(CLUSTER_ROLE_BINDING, f"medley:router:{here.namespace}:chat") is not None
+
+
+async def test_events_tell_the_story_once(here):
+    await served(here)
+    await here.settle(passes=3)
+    objects, _ = await here.api.list(EVENT, here.namespace)
+    assert {each["count"] for each in objects} == {1}
+    assert sorted(each["reason"] for each in objects if each["type"] == "Normal") == [
+        "CapacityThere",
+        "Forecast",
+        "Hedged",
+        "Launching",
+        "Launching",
+        "Planned",
+        "Profiled",
+        "Serving",
+        "Starting",
+        "TokenLog",
+    ]
+
+
+async def test_without_karpenter_the_remedy_is_said(here, plane):
+    plane.kubectl("delete", "crd", "nodepools.karpenter.sh", "nodeclaims.karpenter.sh")
+    try:
+        await made(here)
+        await here.pass_over()
+        truth, reason, message = await here.condition("CapacityReady")
+        assert (truth, reason) == ("False", "RefusedByCluster")
+        assert "AcceleratorClass l4 asks for Karpenter, which this cluster has not" in message
+    finally:
+        from tests.handlers.conftest import with_karpenter
+
+        with_karpenter(plane)
