@@ -97,6 +97,15 @@ class NodeClassRef(Part):
 class KarpenterSource(Part):
     """Nodes that Karpenter makes; medley owns one NodePool per class and market."""
 
+    rules: ClassVar = (
+        Rule(
+            None,
+            lambda source: unique(source.instance_types),
+            "a type occurs twice: name each instance type once",
+            ".instanceTypes",
+        ),
+    )
+
     node_class_ref: NodeClassRef
     """The node class to make nodes from."""
     instance_types: Annotated[

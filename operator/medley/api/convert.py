@@ -6,7 +6,9 @@ Errors are `InvalidInputError` with the path of the field and the remedy.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from datetime import date
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -190,12 +192,21 @@ _REMEDIES = {
 
 def _read(kind: type[_Object], manifest: Mapping[str, Any]) -> _Object:
     try:
-        return kind.model_validate(manifest, by_alias=True, by_name=False)
+        # As JSON, strictly: the API server takes no "3" for 3 either.
+        text = json.dumps(manifest, default=_as_json)
+        return kind.model_validate_json(text, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         first, *others = _own_faults(error.errors(include_url=False))
         path = ".".join(str(step) for step in first["loc"]) + first.get("ctx", {}).get("path", "")
         more = f" (and {len(others)} more)" if others else ""
         raise InvalidInputError(path or kind.__name__, f"{_explained(first)}{more}") from error
+
+
+def _as_json(value: object) -> str:
+    """Return what YAML made a date of as the text that JSON has for it."""
+    if isinstance(value, date):
+        return value.isoformat()
+    raise InvalidInputError(str(value), f"a manifest cannot hold a {type(value).__name__}: quote it")
 
 
 def _own_faults(errors: list[ErrorDetails]) -> list[ErrorDetails]:
