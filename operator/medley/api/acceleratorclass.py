@@ -19,7 +19,7 @@ from medley.api.base import (
     exactly_one,
     unique,
 )
-from medley.api.pods import EnvVar
+from medley.api.pods import EnvVar, each_name_once
 from medley.core.accelerators import Market
 
 _PRICE = {Market.ON_DEMAND: "per_hour", Market.SPOT: "spot_per_hour", Market.RESERVED: "reserved_per_hour"}
@@ -149,6 +149,8 @@ class Toleration(Part):
 
 class ClassEngine(Part):
     """What engines need on these nodes."""
+
+    rules: ClassVar = (each_name_once("env", ".env", "name each variable once"),)
 
     image: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     """vLLM image for this GPU, where the chart's default does not run (ROCm, CPU)."""

@@ -27,6 +27,16 @@ OWN_ARGUMENTS = (
 )
 
 
+def each_name_once(attribute: str, path: str, remedy: str) -> Rule:
+    """Return the rule of a list that is a map by name to the API server."""
+    return Rule(
+        None,
+        lambda part: unique(tuple(each.name for each in getattr(part, attribute))),
+        f"a name occurs twice: {remedy}",
+        path,
+    )
+
+
 class EnvSource(Part):
     """Where the value of an environment variable comes from."""
 
@@ -95,12 +105,8 @@ class Engine(Part):
             f"medley sets these itself: {' '.join(OWN_ARGUMENTS)}. Remove them: spec.model and the plan decide",
             ".args",
         ),
-        Rule(
-            None,
-            lambda part: unique(tuple(each.name for each in part.env)),
-            "a name occurs twice: name each variable once",
-            ".env",
-        ),
+        each_name_once("env", ".env", "name each variable once"),
+        each_name_once("image_pull_secrets", ".imagePullSecrets", "name each Secret once"),
     )
 
     image: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
