@@ -187,9 +187,13 @@ class Fleet:
         return None if notice is None else notice.seen
 
     def _suspend(self, name: str) -> None:
-        failures = min(self._suspects[name].failures + 1 if name in self._suspects else 1, 16)
+        now = self._clock()
+        suspect = self._suspects.get(name)
+        if suspect is not None and now < suspect.until:
+            return  # all the streams of a replica break at once: that is one failure
+        failures = 1 if suspect is None else min(suspect.failures + 1, 16)
         pause = min(FIRST_SUSPENSION_SECONDS * 2 ** (failures - 1), LONGEST_SUSPENSION_SECONDS)
-        self._suspects[name] = _Suspect(failures, self._clock() + pause)
+        self._suspects[name] = _Suspect(failures, now + pause)
 
     # What every change and every tick does
 

@@ -1,0 +1,229 @@
+"""What a router costs: latency, processor time per chunk, memory per stream, and the pause when an engine breaks.
+
+Engines are stubs in processes of their own. The peer is the direct connection from client to engine. Processor time is
+the router process's own, so the figures hold on a machine that has other work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import psutil
+import uvloop
+
+from bench.rows import Row
+from medley.demo.processes import free_port
+from tests.router.stub_engine import TOKENIZER, reference
+
+PROMPT = list(range(3, 103))
+LATENCY_REQUESTS = 200
+PACED_STREAMS, PACED_TOKENS, PACE_SECONDS = 60, 150, 0.03
+OPEN_STREAMS = 1000
+CUT_STREAMS, CUT_TOKENS, CUT_AFTER = 100, 60, 30
+MOST_ADDED_MS = 15.0
+LEAST_CHUNKS = 5_000.0
+MOST_MIB = 150.0
+
+
+@dataclass(slots=True)
+class Read:
+    """One stream as a client read it."""
+
+    times: list[float] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    chunks: int = 0
+
+
+def measure() -> Iterator[Row]:
+    """Measure with a router and stubs started for each figure."""
+    yield from uvloop.run(_latency())
+    yield from uvloop.run(_throughput())
+    yield from uvloop.run(_memory())
+    yield from uvloop.run(_resumes())
+
+
+async def _latency() -> list[Row]:
+    with _router(1) as (router, engines, _):
+        async with _session() as session:
+            await _read(session, router, 2)
+            direct, through = [], []
+            for _ in range(LATENCY_REQUESTS):  # in turn, so that both meet the same machine
+                direct.append(await _first_byte(session, engines[0]))
+                through.append((await _read(session, router, 2)).times[0] * 1000)
+    beside, ours = statistics.median(direct), statistics.median(through)
+    added = ours - beside
+    peer = f"direct connection {beside:.2f} ms; x{ours / beside:.1f}"
+    return [Row("router/added TTFT p50", added, "ms", f"<= {MOST_ADDED_MS:g}", added <= MOST_ADDED_MS, peer)]
+
+
+async def _throughput() -> list[Row]:
+    with _router(2, "--pause", str(PACE_SECONDS)) as (router, _, process):
+        async with _session() as session:
+            await _read(session, router, 2)
+            before = _seconds(process)
+            streams = [_read(session, router, PACED_TOKENS) for _ in range(PACED_STREAMS)]
+            reads = await asyncio.gather(*streams)
+            used = _seconds(process) - before
+    chunks = sum(len(read.times) for read in reads)
+    per_core = chunks / used
+    row = Row("router/chunks per core", per_core, "chunks/s", f">= {LEAST_CHUNKS:g}", per_core >= LEAST_CHUNKS)
+    gaps = sorted(b - a for read in reads for a, b in zip(read.times, read.times[1:], strict=False))
+    p99 = 1000 * gaps[len(gaps) * 99 // 100]
+    peer = f"engines send every {PACE_SECONDS * 1000:.0f} ms"
+    return [row, Row("router/time between chunks p99", p99, "ms", peer=peer)]
+
+
+async def _memory() -> list[Row]:
+    with _router(4, "--pause", "1") as (router, _, process):
+        async with _session() as session:
+            await _read(session, router, 2)
+            before = process.memory_info().rss
+            begun = asyncio.Semaphore(0)
+            tasks = [asyncio.create_task(_read(session, router, 10_000, begun)) for _ in range(OPEN_STREAMS)]
+            for _ in tasks:
+                await begun.acquire()
+            grown = (process.memory_info().rss - before) / 2**20 * 1000 / OPEN_STREAMS
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    return [Row("router/memory per 1,000 open streams", grown, "MiB", f"<= {MOST_MIB:g}", grown <= MOST_MIB)]
+
+
+async def _resumes() -> list[Row]:
+    """Break every call to one of four engines after its 30th token."""
+    with _router(4, "--pause", "0.05", broken=("--cut-after", str(CUT_AFTER))) as (router, _, _):
+        async with _session() as session:
+            reads = await asyncio.gather(*(_read(session, router, CUT_TOKENS) for _ in range(CUT_STREAMS)))
+            async with session.get(f"{router}/metrics") as response:
+                lines = (await response.text()).splitlines()
+    moved = sum(float(line.split()[-1]) for line in lines if line.startswith("medley_router_resumes_total{"))
+    expected = [TOKENIZER.decode([token]) for token in reference(PROMPT, CUT_TOKENS)]
+    identical = sum(read.tokens == expected for read in reads)
+    pauses = sorted(
+        max(b - a for a, b in zip(read.times, read.times[1:], strict=False)) for read in reads if read.times
+    )
+    p50, p99 = (1000 * pauses[len(pauses) * q // 100] for q in (50, 99))
+    beside = f"{moved:.0f} of {CUT_STREAMS} streams moved"
+    return [
+        Row("router/streams not identical", CUT_STREAMS - identical, "streams", "0", identical == CUT_STREAMS, beside),
+        Row("router/longest pause of a stream p50", p50, "ms", peer="stub engines: no prefill in it"),
+        Row("router/longest pause of a stream p99", p99, "ms"),
+    ]
+
+
+@contextmanager
+def _router(
+    count: int, *arguments: str, broken: tuple[str, ...] = ()
+) -> Iterator[tuple[str, list[str], psutil.Process]]:
+    """Start stubs and a router; yields the router's URL, the stubs' URLs and the router's process."""
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        files = [folder / f"stub-{n}" for n in range(count)]
+        for number, file in enumerate(files):
+            more = arguments if number else (*arguments, *broken)
+            stack.enter_context(_process(sys.executable, "-m", "bench._stub", str(file), *more))
+        engines = [_wait_for(file) for file in files]
+        port = free_port()
+        process = stack.enter_context(
+            _process(
+                sys.executable,
+                "-c",
+                "from medley.cli import main; main()",
+                "router",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                "--tokenizer",
+                str(files[0].with_suffix(".json")),
+                "--max-running",
+                "1000",
+                "--queue-limit",
+                "2000",
+                "--grace",
+                "1",
+                *(part for url in engines for part in ("--engine", url)),
+            )  # fmt: skip
+        )
+        yield f"http://127.0.0.1:{port}", engines, psutil.Process(process.pid)
+
+
+@contextmanager
+def _process(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for(file: Path) -> str:
+    for _ in range(600):
+        if file.exists() and (text := file.read_text()):
+            return text
+        time.sleep(0.05)
+    raise RuntimeError(f"{file} did not appear: the stub did not start")
+
+
+async def _first_byte(session: aiohttp.ClientSession, engine: str) -> float:
+    """Return milliseconds to an engine's first event, asked directly."""
+    body = {"token_ids": PROMPT, "sampling_params": {"max_tokens": 2, "temperature": 0, "seed": 1}, "stream": True}
+    begun = time.perf_counter()
+    async with session.post(f"{engine}/inference/v1/generate", json=body) as response:
+        await response.content.readany()
+        taken = time.perf_counter() - begun
+        await response.read()
+    return taken * 1000
+
+
+async def _read(
+    session: aiohttp.ClientSession, router: str, tokens: int, begun: asyncio.Semaphore | None = None
+) -> Read:
+    """Read one stream to its end, from the moment it is asked for."""
+    read = Read()
+    body = {"prompt": PROMPT, "max_tokens": tokens, "temperature": 0, "stream": True, "logprobs": 0}
+    for _ in range(200):
+        start = time.perf_counter()
+        try:
+            async with session.post(f"{router}/v1/completions", json=body) as response:
+                response.raise_for_status()
+                async for event in _events(response):
+                    read.times.append(time.perf_counter() - start)
+                    read.tokens += event
+                    if begun is not None and len(read.times) == 1:
+                        begun.release()
+        except aiohttp.ClientConnectorError:
+            await asyncio.sleep(0.1)  # the router is starting
+        else:
+            return read
+    raise RuntimeError("the router did not start")
+
+
+async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[list[str]]:
+    async for line in response.content:
+        if line.startswith(b"data: {"):
+            choice = json.loads(line[6:])["choices"][0]
+            yield choice["logprobs"]["tokens"]
+
+
+def _seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None), read_bufsize=2**16
+    )
