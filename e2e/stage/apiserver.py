@@ -10,6 +10,7 @@ ports of loopback, so that any number run side by side. The processes die with t
 block: enter it from the main thread.
 """
 
+import ipaddress
 import signal
 import socket
 import ssl
@@ -31,7 +32,6 @@ from e2e.stage.processes import StageError, run
 from e2e.stage.progress import Board
 from e2e.stage.versions import CONTROL_PLANE_TOOLS, ETCD_TOOL, KUBERNETES_TOOL
 
-SERVICE_RANGE = "10.96.0.0/16"
 CONTROLLER_MANAGER = Identity("system:kube-controller-manager")
 SCHEDULER = Identity("system:kube-scheduler")
 KUBELET_CLIENT = Identity("stage:apiserver", ("system:masters",))
@@ -45,10 +45,16 @@ class Addresses:
     port: int
     etcd: int
     etcd_peers: int
+    services: str = "10.96.0.0/16"
 
     @property
     def server(self) -> str:
         return f"https://{self.host}:{self.port}"
+
+    @property
+    def as_service(self) -> str:
+        """The address by which pods reach the API server: the first of the services' range."""
+        return str(next(ipaddress.ip_network(self.services).hosts()))
 
 
 def etcd_command(data: Path, addresses: Addresses) -> list[str]:
@@ -79,7 +85,7 @@ def apiserver_command(authority: Authority, addresses: Addresses, *options: str)
         f"--service-account-key-file={authority.path('sa.pub')}",
         f"--service-account-signing-key-file={authority.path('sa.key')}",
         "--service-account-issuer=https://kubernetes.default.svc",
-        f"--service-cluster-ip-range={SERVICE_RANGE}",
+        f"--service-cluster-ip-range={addresses.services}",
         "--authorization-mode=Node,RBAC",
         "--allow-privileged=true",
         *options,
@@ -103,7 +109,12 @@ def issue_serving_certificates(authority: Authority, addresses: Addresses) -> No
     """Make what the API server shows its clients and the kubelets."""
     authority.establish()
     names = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost")
-    reached_at = (*(f"DNS:{name}" for name in names), "IP:127.0.0.1", "IP:10.96.0.1", f"IP:{addresses.host}")
+    reached_at = (
+        *(f"DNS:{name}" for name in names),
+        "IP:127.0.0.1",
+        f"IP:{addresses.as_service}",
+        f"IP:{addresses.host}",
+    )
     authority.issue("apiserver", Identity("kube-apiserver"), alternative_names=reached_at)
     authority.issue("kubelet-client", KUBELET_CLIENT)
 
@@ -140,14 +151,15 @@ class ControlPlane:
         build(CONTROL_PLANE_TOOLS, Board())
         with ExitStack() as cleanup:
             self.folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="medley-apiserver-")))
-            self.addresses = Addresses("127.0.0.1", *free_ports(3))
+            port, etcd, etcd_peers = free_ports(3)
+            self.addresses = Addresses("127.0.0.1", port, etcd, etcd_peers)
             issue_serving_certificates(self.authority, self.addresses)
             self.kubeconfig = self.authority.kubeconfig("admin", ADMIN, self.server)
             self._spawn(cleanup, "etcd", etcd_command(self.folder / "etcd", self.addresses))
             self.start_apiserver(cleanup)
             if self.controller_manager:
-                port = f"--secure-port={free_ports(1)[0]}"
-                command = controller_manager_command(self.authority, self.server, port, "--bind-address=127.0.0.1")
+                secure = f"--secure-port={free_ports(1)[0]}"
+                command = controller_manager_command(self.authority, self.server, secure, "--bind-address=127.0.0.1")
                 self._spawn(cleanup, "controller-manager", command)
             self._cleanup = cleanup.pop_all()
         return self

@@ -4,17 +4,16 @@ Used by `cli` and `apiserver`. A result appears under its final name only when i
 repaired by the next, and two builders at once wait for each other.
 """
 
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 from e2e.stage import paths
+from e2e.stage.locks import locked
 from e2e.stage.processes import StageError, run
 from e2e.stage.progress import Board, Say, silent
 from e2e.stage.versions import APT_PACKAGES, GO_LANGUAGE, KARPENTER, KUBERNETES, KUBERNETES_TOOL, GoTool
@@ -50,7 +49,7 @@ def build(tools: Iterable[GoTool], board: Board) -> None:
     """Compile those of `tools` that the cache lacks, one after the other: each compile uses all cores."""
     for tool in tools:
         if not paths.tool(tool).is_dir():
-            with board.task(f"build {tool.name} {tool.version}") as say, _alone(tool):
+            with board.task(f"build {tool.name} {tool.version}") as say, locked(tool.key):
                 compile_tool(tool, say)
 
 
@@ -176,13 +175,3 @@ def _go_build(module: Path, arguments: list[str], say: Say) -> None:
             say(f"{count} packages, {line.strip()}")
     if go.returncode != 0:
         raise StageError(f"building {module}: exit {go.returncode}: {''.join(lines)[-2000:]}")
-
-
-@contextmanager
-def _alone(tool: GoTool) -> Generator[None, None, None]:
-    """Keep two builders of one tool from treading on each other."""
-    folder = paths.cache() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / tool.key).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

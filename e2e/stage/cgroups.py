@@ -12,10 +12,11 @@ import os
 import signal
 from pathlib import Path
 
+from e2e.stage.addresses import TAG
 from e2e.stage.processes import wait_until
 
 _MOUNT = Path("/sys/fs/cgroup")
-ROOT = "medley-stage"
+ROOT = f"medley-stage{TAG}"
 HOST = f"{ROOT}/host"
 
 

@@ -4,20 +4,19 @@ Used by `cli` and by end-to-end tests. Every step looks before it acts, so that 
 after a crash too.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import sys
-from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 from e2e.stage import build, cgroups, controlplane, golden, hold, images, machine, market, network, notices, paths
+from e2e.stage.addresses import DNS, TAG
 from e2e.stage.api import Api
 from e2e.stage.apiserver import answers_ready, issue_serving_certificates
 from e2e.stage.controlplane import ADDRESSES, Server
+from e2e.stage.locks import locked
 from e2e.stage.machine import Machine, Site
 from e2e.stage.pki import ADMIN, Authority
 from e2e.stage.processes import StageError, load, run, start, stop, wait_until
@@ -61,7 +60,7 @@ def prepare(board: Board) -> dict[str, str]:
 def up(board: Board, *, boot_delay_s: float = 2.0) -> None:
     """Bring the stage up; what runs already is left alone."""
     demand_root()
-    with alone():
+    with locked(f"stage{TAG}"):
         _up(board, boot_delay_s)
 
 
@@ -93,7 +92,7 @@ def _up(board: Board, boot_delay_s: float) -> None:
 def down(board: Board) -> None:
     """Remove the stage: processes, wires, cgroups, mounts and files. The cache stays."""
     demand_root()
-    with alone(), board.task("taking the stage down"):
+    with locked(f"stage{TAG}"), board.task("taking the stage down"):
         # The agent first, or it would boot anew what we destroy.
         if (agent := load(paths.processes() / "cloud")) is not None:
             stop(agent)
@@ -147,16 +146,6 @@ def kubectl(*arguments: str, stdin: str | None = None) -> str:
     """Run kubectl as the administrator and return what it printed."""
     program = paths.program(KUBERNETES_TOOL, "kubectl")
     return run([program, "--kubeconfig", paths.kubeconfig(), *arguments], stdin=stdin)
-
-
-@contextmanager
-def alone() -> Generator[None, None, None]:
-    """Keep `up` and `down` of two people from working against each other."""
-    lock = paths.cache() / "locks" / "stage"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
 
 
 def demand_root() -> None:
@@ -221,7 +210,11 @@ def _apply_manifests(references: dict[str, str]) -> None:
     )
     kubectl("apply", "--server-side", "-f", "-", stdin=controlplane.manifest("nodeclass", {}))
     kubectl(
-        "apply", "--server-side", "-f", "-", stdin=controlplane.manifest("coredns", {"image": references["coredns"]})
+        "apply",
+        "--server-side",
+        "-f",
+        "-",
+        stdin=controlplane.manifest("coredns", {"image": references["coredns"], "address": DNS}),
     )
 
 

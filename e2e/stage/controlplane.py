@@ -11,12 +11,15 @@ from string import Template
 from e2e.stage import images, paths
 from e2e.stage.addresses import (
     API_PORT,
+    CONTROLLER_MANAGER_PORT,
     ETCD_PEER_PORT,
     ETCD_PORT,
     HOST,
     KARPENTER_HEALTH_PORT,
     KARPENTER_METRICS_PORT,
     REGISTRY_ADDRESS,
+    SCHEDULER_PORT,
+    SERVICE_RANGE,
 )
 from e2e.stage.apiserver import (
     SCHEDULER,
@@ -29,7 +32,7 @@ from e2e.stage.build import karpenter_tool
 from e2e.stage.pki import ADMIN, Authority
 from e2e.stage.versions import KUBERNETES_TOOL
 
-ADDRESSES = Addresses(HOST, API_PORT, ETCD_PORT, ETCD_PEER_PORT)
+ADDRESSES = Addresses(HOST, API_PORT, ETCD_PORT, ETCD_PEER_PORT, SERVICE_RANGE)
 MANIFESTS = Path(__file__).with_name("manifests")
 _SILENCE_BEFORE_NOT_READY = "16s"
 
@@ -69,7 +72,11 @@ def apiserver(authority: Authority) -> Server:
 
 def controller_manager(authority: Authority) -> Server:
     """Return the controllers; a node silent for 16 s is NotReady (40 s elsewhere: here kubelets report every 4 s)."""
-    options = [f"--node-monitor-grace-period={_SILENCE_BEFORE_NOT_READY}", "--bind-address=127.0.0.1"]
+    options = [
+        f"--node-monitor-grace-period={_SILENCE_BEFORE_NOT_READY}",
+        "--bind-address=127.0.0.1",
+        f"--secure-port={CONTROLLER_MANAGER_PORT}",
+    ]
     return Server("controller-manager", controller_manager_command(authority, ADDRESSES.server, *options))
 
 
@@ -77,7 +84,12 @@ def scheduler(authority: Authority) -> Server:
     """Return the scheduler."""
     kubeconfig = authority.kubeconfig("scheduler", SCHEDULER, ADDRESSES.server)
     program = str(paths.program(KUBERNETES_TOOL, "kube-scheduler"))
-    options = [f"--kubeconfig={kubeconfig}", "--leader-elect=false", "--bind-address=127.0.0.1"]
+    options = [
+        f"--kubeconfig={kubeconfig}",
+        "--leader-elect=false",
+        "--bind-address=127.0.0.1",
+        f"--secure-port={SCHEDULER_PORT}",
+    ]
     return Server("scheduler", [program, *options])
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from e2e.stage import cgroups, nodeconfig, paths
+from e2e.stage.locks import locked
 from e2e.stage.processes import run, start, stop, wait_until
 from e2e.stage.progress import Board
 from e2e.stage.versions import CONTAINERD_TOOL
@@ -24,8 +25,13 @@ def folder(references: Iterable[str]) -> Path:
 def pull(references: tuple[str, ...], board: Board) -> Path:
     """Pull the images unless a finished root has them; the registry must be up."""
     final = folder(references)
-    if final.is_dir():
-        return final
+    with locked("golden"):  # by any stage of this machine
+        if not final.is_dir():
+            _pull(references, final, board)
+    return final
+
+
+def _pull(references: tuple[str, ...], final: Path, board: Board) -> None:
     for old in final.parent.glob("*"):  # machines hold their own links
         shutil.rmtree(old)
     partial = final.with_suffix(".partial")
@@ -54,7 +60,6 @@ def pull(references: tuple[str, ...], board: Board) -> Path:
     finally:
         stop(daemon)
     partial.rename(final)
-    return final
 
 
 def copy(root: Path, machine: Path) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import IO
 
 from e2e.stage import paths
+from e2e.stage.addresses import TAG
 from e2e.stage.processes import StageError
 
 _held: list[IO[str]] = []
 
 
 def _file() -> Path:
-    return paths.cache() / "locks" / "stage-in-use"
+    return paths.cache() / "locks" / f"stage{TAG}-in-use"
 
 
 def take(who: str) -> None:

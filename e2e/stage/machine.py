@@ -4,17 +4,15 @@ Used by `cluster` (static nodes) and `cloud` (those Karpenter asked for). Everyt
 one cgroup, one network namespace and one mount namespace, so that taking it away leaves nothing.
 """
 
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from e2e.stage import cgroups, golden, network, nodeconfig, paths
-from e2e.stage.addresses import Slot, free_slot
+from e2e.stage.addresses import TAG, Slot, free_slot
+from e2e.stage.locks import locked
 from e2e.stage.pki import Authority, Identity
 from e2e.stage.processes import Process, load, run, start, wait_until
 from e2e.stage.versions import CONTAINERD_TOOL, KUBERNETES_TOOL
@@ -78,7 +76,7 @@ def known() -> dict[str, Machine]:
 
 def order(name: str, *, karpenter: bool = False, labels: dict[str, str], taints: tuple[str, ...] = ()) -> Machine:
     """Reserve a place for a machine, or return the one that has this name already."""
-    with _booking():
+    with locked(f"places{TAG}"):
         machines = known()
         if name in machines:
             return machines[name]
@@ -209,12 +207,3 @@ def _inside(machine: Machine) -> list[str]:
 def execute(machine: Machine, command: list[str]) -> str:
     """Run a command inside the machine and return what it printed."""
     return run([*_inside(machine), *command])
-
-
-@contextmanager
-def _booking() -> Generator[None, None, None]:
-    """Keep two orders from getting the same place."""
-    paths.machines().mkdir(parents=True, exist_ok=True)
-    with (paths.machines() / "booking").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

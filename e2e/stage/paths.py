@@ -1,11 +1,12 @@
 """Where the stage keeps things. Everything below `cache()` may be deleted: the next run makes it again.
 
-Used by every module of the stage. Reads the environment (MEDLEY_CACHE), touches no file.
+Used by every module of the stage. Reads the environment (MEDLEY_CACHE; MEDLEY_STAGE in `addresses`), touches no file.
 """
 
 import os
 from pathlib import Path
 
+from e2e.stage.addresses import TAG
 from e2e.stage.versions import GoTool
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -28,7 +29,7 @@ def program(owner: GoTool, name: str) -> Path:
 
 def stage() -> Path:
     """Return the folder of the running stage: state of every process, machine and log. `down` removes it."""
-    return cache() / "stage"
+    return cache() / f"stage{TAG}"
 
 
 def logs() -> Path:

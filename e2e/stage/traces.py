@@ -1,10 +1,12 @@
 """What the stage could leave behind on a machine, as one value; used by tests, which compare before and after."""
 
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from e2e.stage import build, cgroups, network
+from e2e.stage.addresses import INSTANCE, STAGES
 from e2e.stage.processes import run
 from e2e.stage.versions import UPSTREAM_TOOLS
 
@@ -19,7 +21,7 @@ _SHARED_FOLDERS = ("/run/netns", "/run/containerd", "/var/lib/cni", "/var/lib/ku
 
 @dataclass(frozen=True, slots=True)
 class Traces:
-    """Everything of the kind that the stage makes, whoever made it."""
+    """Everything of the kind that a stage makes, whoever made it, less what another stage of this machine has."""
 
     processes: frozenset[str]
     links: frozenset[str]
@@ -27,36 +29,43 @@ class Traces:
     mounts: frozenset[str]
     cgroups: frozenset[str]
     packet_filter: str
-    forwarding: str
     folders: frozenset[str]
 
     @classmethod
     def of_this_machine(cls) -> "Traces":
         """Look around."""
+        mounts = (line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines())
+        trees = (tree / cgroups.ROOT for tree in cgroups.trees())
         return cls(
-            processes=frozenset(_processes_of_the_stage()),
-            links=frozenset(network.links()),
-            routes=frozenset(run(["ip", "route", "show", "table", "all"]).splitlines()),
-            mounts=frozenset(line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()),
-            cgroups=frozenset(str(p) for tree in cgroups.trees() for p in (tree / cgroups.ROOT).rglob("*")),
+            processes=_ours(_servers()),
+            links=_ours(network.links()),
+            routes=_ours(run(["ip", "route", "show", "table", "all"]).splitlines()),
+            mounts=_ours(mounts),
+            cgroups=frozenset(str(tree) for tree in trees if tree.exists()),
             packet_filter=_packet_filter(),
-            forwarding=Path("/proc/sys/net/ipv4/ip_forward").read_text(),
-            folders=frozenset(str(p) for folder in _SHARED_FOLDERS for p in Path(folder).glob("*")),
+            folders=_ours(str(path) for folder in _SHARED_FOLDERS for path in Path(folder).glob("*")),
         )
 
 
-def _processes_of_the_stage() -> list[str]:
-    """Return the command lines of the stage's servers; people's own kubectl and helm are none."""
+def _ours(lines: Iterable[str]) -> frozenset[str]:
+    """Leave out what names another stage, or one of the bare API servers of tests."""
+    foreign = ["/medley-apiserver-"]
+    for number in set(range(STAGES)) - {INSTANCE}:
+        tag = str(number) if number else ""
+        foreign += [f"/stage{tag}/", f"mdl{number}", f"mdl{tag}-v", f"/netns/medley{tag}-", f"/medley-stage{tag}/"]
+    return frozenset(line for line in lines if not any(name in line for name in foreign))
+
+
+def _servers() -> list[str]:
+    """Return the command lines of the servers of stages; people's own kubectl and helm are none."""
     lines = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        line = " ".join(words)
-        # API servers of other tests come and go; they live in folders of their own.
-        if (Path(words[0]).name in _SERVERS or "e2e.stage.cloud" in words) and "/medley-apiserver-" not in line:
-            lines.append(line)
+        if Path(words[0]).name in _SERVERS or "e2e.stage.cloud" in words:
+            lines.append(f"{' '.join(words)} of {(process / 'cgroup').read_text()}")
     return lines
 
 
