@@ -332,6 +332,7 @@ def test_continuous_shares_are_never_dearer_than_slices(asked, slices):
     assert found.usd_per_hour <= cut.usd_per_hour + CENT
 
 
+@settings(max_examples=50)
 @given(problems(bounded=True), st.randoms(use_true_random=False))
 def test_the_order_of_the_input_does_not_matter(asked, random):
     offerings, throughput = list(asked.offerings), list(asked.throughput)
@@ -348,6 +349,7 @@ def test_the_order_of_the_input_does_not_matter(asked, random):
     assert allocate(shuffled) == allocate(asked)
 
 
+@settings(max_examples=50)
 @given(problems(bounded=True))
 def test_a_fleet_that_is_the_plan_stays_the_plan(asked):
     found = allocate(asked)

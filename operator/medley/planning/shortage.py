@@ -15,7 +15,7 @@ from medley.core.accelerators import OfferingKey
 from medley.core.errors import SolverError
 from medley.core.workload import Bucket
 from medley.planning import cover, programme
-from medley.planning.ilp import Row, Solved
+from medley.planning.ilp import Solved, Terms
 from medley.planning.problem import AllocationProblem, Binding, Bound
 from medley.planning.programme import MissingReplicas, Replicas, Unmet
 
@@ -37,7 +37,7 @@ class Shortage:
 
 def shortage(problem: AllocationProblem) -> Shortage:
     """Work out what a problem without a solution lacks."""
-    best = _least_unserved(problem, frozenset())
+    best = _least_unserved(problem, then=(programme.cost(problem), programme.preference(problem)))
     unmet = tuple(
         (bucket, float(f"{rate * share:.{_DIGITS}g}"))
         for bucket, rate in sorted(problem.demand.requests_per_second)
@@ -54,13 +54,14 @@ def shortage(problem: AllocationProblem) -> Shortage:
     return Shortage(best, served, unmet, bindings)
 
 
-def _least_unserved(problem: AllocationProblem, without: frozenset[Bound]) -> Solved:
-    """Serve as much as can be, then survive as much as can be, then as cheaply as can be."""
+def _least_unserved(
+    problem: AllocationProblem, without: frozenset[Bound] = frozenset(), then: tuple[Terms, ...] = ()
+) -> Solved:
+    """Serve as much as can be, then survive as much as can be; among those plans minimise `then` in turn."""
     objectives = [
         programme.unserved(problem, after_loss=False, without=without),
         programme.unserved(problem, after_loss=True, without=without),
-        programme.cost(problem),
-        programme.preference(problem),
+        *then,
     ]
     found = cover.solved(problem, [terms for terms in objectives if terms], soft=True, without=without)
     if not isinstance(found, Solved):
@@ -101,6 +102,8 @@ def _unservable(problem: AllocationProblem) -> Iterator[Binding]:
 def _binding(problem: AllocationProblem, best: Solved) -> Iterator[Binding]:
     base = _shortfall(problem, best)
     applicable = [bound for bound in _REMOVABLE if _applies(problem, bound)]
+    if _shortfall(problem, _least_unserved(problem, frozenset(applicable))) >= base - _NOISE:
+        return  # sizes that nothing serves: no bound is to blame
     for size in range(1, len(applicable) + 1):
         found = False
         for together in combinations(applicable, size):
@@ -158,21 +161,10 @@ def _message(problem: AllocationProblem, bound: Bound, best: Solved, without: fr
             raise AssertionError("unservable sizes are named by _unservable")
 
 
-def _least(problem: AllocationProblem, objective: dict[object, float], without: frozenset[Bound]) -> float:
+def _least(problem: AllocationProblem, objective: Terms, without: frozenset[Bound]) -> float:
     """Return the least money, or replicas, with which as little is unserved as can be once `without` is left out."""
-    freed = _least_unserved(problem, without)
-    as_good = [
-        Row(terms, at_most=math.fsum(weight * freed.values[key] for key, weight in terms.items()) + 1e-6)
-        for terms in (
-            programme.unserved(problem, after_loss=False, without=without),
-            programme.unserved(problem, after_loss=True, without=without),
-        )
-        if terms
-    ]
-    found = cover.solved(problem, [objective], soft=True, without=without, rows=as_good)
-    if not isinstance(found, Solved):
-        raise SolverError("how far a bound would have to move was not found within the solver's limits")
-    return found.objective
+    found = _least_unserved(problem, without, (objective,))
+    return math.fsum(coefficient * found.values[key] for key, coefficient in objective.items())
 
 
 def _exhausted(problem: AllocationProblem, best: Solved) -> Iterator[str]:
