@@ -8,33 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from medley.core.arguments import SUPERVISORS, reserved
 from medley.engine.guard import KEY_VARIABLE
 from medley.wire.assignment import Assignment
 
 PLUGIN_REPORTS: Final = "MEDLEY_PLUGIN_REPORTS"  # folder: each vLLM process's plugin writes a file there
 GUARD: Final = "medley.engine.guard.KeyGuard"
 _SCALE_OUT: Final = "--enable-scale-out"  # /inference/v1/generate and /v1/*/render
-# What the supervisor decides or depends on; an assignment's own arguments must leave them alone.
-RESERVED: Final[Mapping[str, str]] = {
-    "--api-key": "the key comes from the service's Secret",
-    "--config": "give the options themselves",
-    "--disable-log-stats": "readiness is judged by vLLM's counters",
-    "--headless": "it is the supervisor's to decide",
-    "--host": "it is the supervisor's to decide",
-    "--max-model-len": "use spec.model.maxModelLen",
-    "--model": "use spec.model",
-    "--pipeline-parallel-size": "the shape decides",
-    "--port": "it is the supervisor's to decide",
-    "--root-path": "it is the supervisor's to decide",
-    "--served-model-name": "use spec.model.name",
-    "--ssl-certfile": "the supervisor speaks plain HTTP to vLLM",
-    "--ssl-keyfile": "the supervisor speaks plain HTTP to vLLM",
-    "--tensor-parallel-size": "the shape decides",
-    "--tokens-only": "chat is rendered by the engines",
-    "--uds": "it is the supervisor's to decide",
-    "-pp": "the shape decides",
-    "-tp": "the shape decides",
-}
 
 
 def argv(assignment: Assignment, host: str, port: int) -> tuple[str, ...]:
@@ -70,12 +50,9 @@ def refusal(assignment: Assignment) -> str:
     for argument in assignment.engine_args:
         if "\0" in argument:
             return "spec.engine.args: an argument holds a NUL character; remove it"
-        flag = argument.partition("=")[0]
-        flag = flag.replace("_", "-") if flag.startswith("--") else flag
-        for reserved, reason in RESERVED.items():
-            # argparse takes any unambiguous beginning of an option for the option.
-            if flag == reserved or (len(flag) > len("--") and reserved.startswith(flag)):
-                return f"spec.engine.args: {reserved} is not allowed, {reason}"
+        name = reserved(argument, SUPERVISORS)
+        if name is not None:
+            return f"spec.engine.args: {name} is not allowed, {SUPERVISORS[name]}"
     for name in ("model", "served_model_name"):
         value = getattr(assignment, name)
         if not value or value.startswith("-") or not value.isprintable():

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from importlib import import_module
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ def differences(symbols: Iterable[Symbol]) -> list[str]:
 
 def _difference(symbol: Symbol) -> str:
     try:
-        found = reduce(getattr, symbol.name.split("."), import_module(symbol.module))
+        found: Any = reduce(getattr, symbol.name.split("."), import_module(symbol.module))
     except ImportError as error:
         return f"{symbol.module} cannot be imported ({error})"
     except AttributeError:
