@@ -79,7 +79,27 @@ environments = st.lists(
 )
 service_specs = sometimes(
     engine=sometimes(
-        args=st.lists(st.sampled_from(["--a", "--port", "--port=1", "--portal", "-tp", "-tpx", ""]), max_size=2),
+        args=st.lists(
+            st.sampled_from(
+                [
+                    "--a",
+                    "--port",
+                    "--port=1",
+                    "--portal",
+                    "-tp",
+                    "-tpx",
+                    "-t",
+                    "--",
+                    "--max_model_len=2",
+                    "--seed",
+                    "--rev",
+                    "",
+                    "=",
+                    "-d",
+                ]
+            ),
+            max_size=2,
+        ),
         env=environments,
         imagePullSecrets=st.lists(sometimes(name=names), max_size=2),
         resources=sometimes(requests=st.dictionaries(names, st.sampled_from(["1", 1, "1Gi", 1.5]), max_size=1)),

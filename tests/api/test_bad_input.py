@@ -7,7 +7,7 @@ import pytest
 
 from e2e.stage.processes import StageError
 from medley.api.convert import read_accelerator_class, read_llm_service, read_migration, read_performance_profile
-from medley.api.pods import OWN_ARGUMENTS
+from medley.api.pods import RESERVED_ARGUMENTS
 from medley.core.errors import InvalidInputError
 
 READ = {
@@ -197,7 +197,7 @@ RULES = {
         "LLMService",
         {"spec.engine.args": ["--enforce-eager", "--tensor-parallel-size=2"]},
         "spec.engine.args",
-        f"medley sets these itself: {' '.join(OWN_ARGUMENTS)}. Remove them: spec.model and the plan decide",
+        f"not yours to give: {' '.join(RESERVED_ARGUMENTS)}. Remove them: spec.model and the plan decide",
     ),
     "value twice": (
         "LLMService",

@@ -7,24 +7,9 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from medley.api.base import AnyObject, KeyRef, LocalName, Part, Quantity, Rule, exactly_one, unique
+from medley.core.arguments import OPERATORS, SUPERVISORS, reserved
 
-# Arguments of vLLM that medley gives itself; a second value would make the engine something else than was planned.
-OWN_ARGUMENTS = (
-    "--model",
-    "--served-model-name",
-    "--host",
-    "--port",
-    "--api-key",
-    "--max-model-len",
-    "--tensor-parallel-size",
-    "-tp",
-    "--pipeline-parallel-size",
-    "-pp",
-    "--data-parallel-size",
-    "-dp",
-    "--kv-transfer-config",
-    "--revision",
-)
+RESERVED_ARGUMENTS = tuple(sorted({**SUPERVISORS, **OPERATORS}))
 
 
 def each_name_once(attribute: str, path: str, remedy: str) -> Rule:
@@ -100,9 +85,12 @@ class Engine(Part):
 
     rules: ClassVar = (
         Rule(
-            f"!has(self.args) || self.args.all(each, !(each.split('=')[0] in {list(OWN_ARGUMENTS)!r}))",
-            lambda part: not any(each.split("=")[0] in OWN_ARGUMENTS for each in part.args),
-            f"medley sets these itself: {' '.join(OWN_ARGUMENTS)}. Remove them: spec.model and the plan decide",
+            # medley.core.arguments.reserved, in CEL
+            "!has(self.args) || self.args.map(word, word.split('=', 2)[0]).map(flag, flag.startsWith('--') ? "
+            f"flag.replace('_', '-') : flag).all(flag, !{list(RESERVED_ARGUMENTS)!r}.exists(name, name == flag || "
+            "(size(flag) > 2 && name.startsWith(flag))))",
+            lambda part: not any(reserved(each, RESERVED_ARGUMENTS) for each in part.args),
+            f"not yours to give: {' '.join(RESERVED_ARGUMENTS)}. Remove them: spec.model and the plan decide",
             ".args",
         ),
         each_name_once("env", ".env", "name each variable once"),
