@@ -24,7 +24,7 @@ def seconds(number):
         pytest.param(4000, 0.05, 5, 30, Reprefill(seconds(0)), id="now"),
         pytest.param(4000, 0.05, -3, 0, Reprefill(seconds(0)), id="it already went"),
         pytest.param(1, None, 30, 30, Reprefill(seconds(21)), id="unknown speed is not fast"),
-        pytest.param(0, 0.05, 0, 0, Finish(), id="nothing left"),
+        pytest.param(1, 0.0, 0, 0, Reprefill(seconds(0)), id="nothing ends in no time"),
     ],
 )
 def test_finish_or_move(remaining, per_token, left, notice, expected):

@@ -42,7 +42,7 @@ def departure(
     `remaining_tokens` is the most it may still make, `per_token` the measured time per token (None: nothing measured
     yet), `left` the time until the deadline, `notice_time` how much of it there was when the notice came.
     """
-    if per_token is not None and remaining_tokens * per_token * CAUTION <= left:
+    if per_token is not None and left > timedelta(0) and remaining_tokens * per_token * CAUTION <= left:
         return Finish()
     reserve = max(RESERVE, notice_time * RESERVED_FRACTION)
     return Reprefill(max(left - reserve, timedelta(0)))
