@@ -67,9 +67,9 @@ RESOURCES = (
             ("GPU", "string", ".spec.gpu.product"),
             ("Memory", "string", ".spec.gpu.memory"),
             ("Per node", "integer", ".spec.gpu.perNode"),
-            ("Zones", "string", ".spec.zones[*].name"),
-            ("$/h", "string", ".spec.zones[*].perHour"),
-            ("Spot $/h", "string", ".spec.zones[*].spotPerHour"),
+            ("First zone", "string", ".spec.zones[0].name"),  # a column has one value
+            ("$/h", "string", ".spec.zones[0].perHour"),
+            ("Spot $/h", "string", ".spec.zones[0].spotPerHour"),
             _AGE,
         ),
     ),
