@@ -185,6 +185,6 @@ def test_a_replica_that_is_no_longer_listed_is_left_at_once():
 
 def test_a_notice_that_is_withdrawn_lets_requests_in_again():
     world = World(leaving("a", 30))
-    assert world.place() is None
+    assert (world.place(), world.fleet.notices) == (None, {"a": START})
     world.show(replica("a"))
-    assert (world.place(), world.fleet.notice_seen("a")) == ("a", None)
+    assert (world.place(), world.fleet.notices) == ("a", {})

@@ -247,10 +247,13 @@ async def test_at_a_notice_the_stream_moves_and_nothing_new_goes_there(tokenizer
         calls = len(engines[0].calls)
         results = [await each for each in running]
         later = await asyncio.gather(*(stream(stage.url, max_tokens=3) for _ in range(5)))
+        lines = (await _get(stage, "/metrics")).splitlines()
     assert [said(events)[1:] for _, events in results] == [expected(60)[1:]] * 6
     assert [said(events)[1:] for _, events in later] == [expected(3)[1:]] * 5
     assert len(engines[0].calls) == calls
     assert engines[0].vanished == 3
+    times = {line.split("{")[0]: float(line.split()[1]) for line in lines if '{replica="e0"}' in line}
+    assert times["medley_router_last_issue_timestamp_seconds"] <= times["medley_router_notice_timestamp_seconds"]
 
 
 async def test_at_a_notice_with_time_a_short_stream_ends_where_it_is(tokenizer_file):

@@ -132,7 +132,7 @@ class Carrier:
         raise AssertionError("the engine client ends with a finish, a fault or a break")
 
     def _note_issue(self, carriage: Carriage, attempt: Attempt, issue: Issue) -> None:
-        self._metrics.live.last_issue[attempt.replica.name] = self._wall_clock()
+        self._metrics.issued(attempt.replica.name, self._wall_clock())
         if carriage.broken_by is not None:
             self._metrics.resumed(carriage.broken_by, issue.mode)
 

@@ -96,7 +96,7 @@ class _Suspect:
 
 @dataclass(slots=True)
 class _Notice:
-    seen: float
+    seen: datetime
     deadline: datetime
     notice_time: timedelta
 
@@ -181,10 +181,10 @@ class Fleet:
         """Open attempts by replica."""
         return {name: len(attempts) for name, attempts in self._attempts.items()}
 
-    def notice_seen(self, name: str) -> float | None:
-        """Return when this router saw that a replica leaves (event loop time)."""
-        notice = self._notices.get(name)
-        return None if notice is None else notice.seen
+    @property
+    def notices(self) -> dict[str, datetime]:
+        """When this router saw that a replica leaves."""
+        return {name: notice.seen for name, notice in self._notices.items()}
 
     def _suspend(self, name: str) -> None:
         now = self._clock()
@@ -213,12 +213,12 @@ class Fleet:
 
     def _take_notice(self) -> None:
         """Keep the first deadline of each notice: some sources can only say "from now"."""
-        now, wall = self._clock(), self._wall_clock()
+        wall = self._wall_clock()
         leaving = {name: each.leaves_at for name, each in self.view.replicas.items() if each.leaves_at is not None}
         # A replica that is no longer listed went without a word.
         leaving |= {name: wall for name in self._attempts if name not in self.view.replicas}
         self._notices = {
-            name: self._notices.get(name) or _Notice(now, deadline, max(deadline - wall, timedelta(0)))
+            name: self._notices.get(name) or _Notice(wall, deadline, max(deadline - wall, timedelta(0)))
             for name, deadline in leaving.items()
         }
 

@@ -80,6 +80,7 @@ async def running(settings: RouterSettings, source: Source | None = None) -> Asy
     metrics, serving, options = RouterMetrics(), Serving(created=int(time.time())), replace(settings.options)
     admission = Admission(fleet, lambda: options.queue_limit, clock=clock)
     metrics.live.running, metrics.live.waiting = (lambda: fleet.running), (lambda: admission.waiting)
+    metrics.live.notices = lambda: {name: seen.timestamp() for name, seen in fleet.notices.items()}
     async with connection_pool() as session:
         engines = EngineClient(session, key_file(settings.engine_key_file))
         server = RouterServer(

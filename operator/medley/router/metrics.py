@@ -15,6 +15,8 @@ from medley.router.session import Cause, ResumeMode
 _TTFT_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
 _ITL_SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _PAUSE_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120)
+# Replicas come and go for months, and gone ones are asked for a while longer.
+_REMEMBERED_REPLICAS = 512
 
 
 class _Live(Collector):
@@ -23,7 +25,7 @@ class _Live(Collector):
     def __init__(self) -> None:
         self.running: Callable[[], Mapping[str, int]] = dict
         self.waiting: Callable[[], int] = lambda: 0
-        self.last_issue: dict[str, float] = {}
+        self.last_issue: dict[str, float] = {}  # the latest last
         self.notices: Callable[[], Mapping[str, float]] = dict
 
     def collect(self) -> list[GaugeMetricFamily]:
@@ -118,6 +120,14 @@ class RouterMetrics:
     def answered(self, status: int) -> None:
         """Count an answer."""
         self._answers.labels(str(status)).inc()
+
+    def issued(self, replica: str, at: float) -> None:
+        """Note that a call was sent to a replica (Unix time)."""
+        latest = self.live.last_issue
+        latest.pop(replica, None)
+        latest[replica] = at
+        if len(latest) > _REMEMBERED_REPLICAS:
+            del latest[next(iter(latest))]
 
     def resumed(self, cause: Cause, mode: ResumeMode | None) -> None:
         """Count a call that goes on after a break."""
