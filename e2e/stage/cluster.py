@@ -11,7 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from e2e.stage import build, cgroups, controlplane, golden, hold, images, machine, market, network, notices, paths
+from e2e.stage import build, cgroups, controlplane, golden, hold, host, images, machine, market, network, notices, paths
 from e2e.stage.addresses import DNS, TAG
 from e2e.stage.api import Api
 from e2e.stage.apiserver import answers_ready, issue_serving_certificates
@@ -68,6 +68,7 @@ def _up(board: Board, boot_delay_s: float) -> None:
     references = prepare(board)
     for folder in (paths.stage(), paths.logs(), paths.cloud(), paths.machines()):
         folder.mkdir(parents=True, exist_ok=True)
+    host.prepare()
     network.lay_bridge()
     cgroups.make(cgroups.HOST)
     with board.task("control plane"):
@@ -98,6 +99,7 @@ def down(board: Board) -> None:
             stop(agent)
         cgroups.kill(cgroups.ROOT)
         network.remove_all()
+        host.restore()
         cgroups.remove(cgroups.ROOT)
         for mount in mounts_below(paths.stage()):
             run(["umount", "--lazy", mount])

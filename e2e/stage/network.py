@@ -8,13 +8,11 @@ import re
 import shutil
 from pathlib import Path
 
-from e2e.stage import paths
 from e2e.stage.addresses import BRIDGE, HOST, LINK_PREFIX, NODE_PREFIX, SERVICE_RANGE, TAG, Slot
 from e2e.stage.processes import StageError, run
 
 _NAMESPACES = Path("/run/netns")
 _PREFIX = f"medley{TAG}-"
-_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 def namespace(machine: str) -> str:
@@ -28,10 +26,7 @@ def namespace_file(machine: str) -> Path:
 
 
 def lay_bridge() -> None:
-    """Make the bridge, and let the host forward between the machines; remember what was before."""
-    if not bridges():  # ours is the first stage of this machine
-        _before().write_text(json.dumps({"ip_forward": _FORWARD.read_text().strip()}))
-    _FORWARD.write_text("1")
+    """Make the bridge."""
     if BRIDGE not in links():
         run(["ip", "link", "add", BRIDGE, "type", "bridge"])
     run(["ip", "address", "replace", f"{HOST}/{NODE_PREFIX}", "dev", BRIDGE])
@@ -81,19 +76,11 @@ def remove_all() -> None:
         if link.startswith(LINK_PREFIX):
             _delete_link(link)
     _delete_link(BRIDGE)  # takes the routes over it along
-    if not bridges() and _before().exists():  # no other stage needs it
-        _FORWARD.write_text(json.loads(_before().read_text())["ip_forward"])
-        _before().unlink()
 
 
 def bridges() -> set[str]:
     """Return the bridges of all stages of this machine."""
     return {link for link in links() if re.fullmatch(r"mdl\d", link)}
-
-
-def _before() -> Path:
-    """Return where the host's own settings are kept while a stage is up."""
-    return paths.cache() / "network.json"
 
 
 def _delete_link(name: str) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2e.stage import build, cgroups, network
-from e2e.stage.addresses import INSTANCE, STAGES
+from e2e.stage import build, cgroups, host, network
+from e2e.stage.addresses import BRIDGE, INSTANCE, STAGES
 from e2e.stage.processes import run
 from e2e.stage.versions import UPSTREAM_TOOLS
 
@@ -29,6 +29,7 @@ class Traces:
     mounts: frozenset[str]
     cgroups: frozenset[str]
     packet_filter: str
+    settings: dict[str, int]
     folders: frozenset[str]
 
     @classmethod
@@ -43,6 +44,7 @@ class Traces:
             mounts=_ours(mounts),
             cgroups=frozenset(str(tree) for tree in trees if tree.exists()),
             packet_filter=_packet_filter(),
+            settings={} if network.bridges() - {BRIDGE} else host.settings(),  # another stage still needs them
             folders=_ours(str(path) for folder in _SHARED_FOLDERS for path in Path(folder).glob("*")),
         )
 
