@@ -84,8 +84,9 @@ def service(name: str, namespace: str, image: str, *, rate: float = 5.5, **spec:
                     {"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"},
                     {"name": "VLLM_CPU_OMP_THREADS_BIND", "value": "nobind"},
                     {"name": "HF_HUB_OFFLINE", "value": "1"},
-                    {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
                 ],
+                # Without requests an engine on the CPU would get what everything else on this machine leaves.
+                "resources": {"requests": {"cpu": "500m", "memory": "2Gi"}},
             },
             "slo": {"percentile": 99, "tpot": "100ms", "ttft": "2s"},
             "workload": {
