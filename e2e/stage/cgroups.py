@@ -18,6 +18,8 @@ from e2e.stage.processes import wait_until
 _MOUNT = Path("/sys/fs/cgroup")
 ROOT = f"medley-stage{TAG}"
 HOST = f"{ROOT}/host"
+# Times the usual share of the processor: the stage is many machines, and most of what they do is their engines' work.
+_SHARES = {ROOT: 8, f"{ROOT}/nodes": 4}
 
 
 def of_machine(name: str) -> str:
@@ -50,6 +52,10 @@ def make(group: str) -> None:
             if tree.name == "cpuset" and not unified():  # v1: a new cpuset is empty, and takes no process
                 for setting in ("cpuset.cpus", "cpuset.mems"):
                     (folder / setting).write_text((folder.parent / setting).read_text())
+            times = _SHARES.get(str(folder.relative_to(tree)))
+            if times is not None and (tree.name == "cpu" or unified()):
+                setting, usual = ("cpu.weight", 100) if unified() else ("cpu.shares", 1024)
+                (folder / setting).write_text(str(times * usual))
 
 
 def joined(group: str) -> list[Path]:
