@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 # Ready while the API server answered within this time.
 REACHED_WITHIN_SECONDS = 60.0
 RELEASE_ATTEMPTS = 5
+STOP_SECONDS = 10.0
 
 
 async def run(
@@ -139,7 +141,16 @@ async def _wake_all(api: Api, queue: WorkQueue[Key]) -> None:
 
 
 async def _watch(queue: WorkQueue[Key], api: Api, identity: str) -> None:
-    registry = watching.registered(Wakes(queue))
+    """Run kopf until cancelled, on a thread and an event loop of its own.
+
+    On ours it would take over the process's signals and, at its end, cancel every task that it did not know.
+    """
+    loop = asyncio.get_running_loop()
+
+    def add(key: Key, delay: float) -> None:
+        loop.call_soon_threadsafe(queue.add, key, delay)
+
+    registry = watching.registered(Wakes(add))
 
     @kopf.on.login(registry=registry)
     async def login(**_: object) -> kopf.ConnectionInfo:
@@ -154,8 +165,20 @@ async def _watch(queue: WorkQueue[Key], api: Api, identity: str) -> None:
             token=found.token,
         )
 
+    stop = threading.Event()
     # Without a name of ours kopf asks for the user's, which an id without an account (the image's) has not.
     name: Any = identity  # a NewType of str that kopf keeps to itself
-    await kopf.operator(
-        registry=registry, settings=watching.settings(), identity=name, standalone=True, clusterwide=True
-    )
+
+    def watch() -> None:
+        settings = watching.settings()
+        coroutine = kopf.operator(
+            registry=registry, settings=settings, identity=name, standalone=True, clusterwide=True, stop_flag=stop
+        )
+        asyncio.run(coroutine)
+
+    thread = loop.run_in_executor(None, watch)
+    try:
+        await asyncio.shield(thread)
+    finally:
+        stop.set()
+        await asyncio.wait({thread}, timeout=STOP_SECONDS)

@@ -8,7 +8,7 @@ has one each minute even if no hint came.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,6 @@ import kopf
 
 from medley.core import names
 from medley.handlers.reconciling import Key
-from medley.handlers.work import WorkQueue
 from medley.kube.observe import REASON_SPOT_INTERRUPTED
 
 # Changes come in bursts (a node boots, its pod starts): one pass for all of a moment.
@@ -27,14 +26,14 @@ SETTLE_SECONDS = 0.05
 class Wakes:
     """Who is to be woken by what."""
 
-    queue: WorkQueue[Key]
+    add: Callable[[Key, float], None]  # puts a key on the work queue, to be due after so many seconds
     services: set[Key] = field(default_factory=set)
     hosts: dict[tuple[str, str], tuple[Key, str]] = field(default_factory=dict)  # pod -> its service and node
     seen: dict[tuple[str, str], str] = field(default_factory=dict)  # (kind, name) -> what matters of it
 
     def wake(self, key: Key) -> None:
         """Have a service looked at."""
-        self.queue.add(key, SETTLE_SECONDS)
+        self.add(key, SETTLE_SECONDS)
 
     def wake_all(self) -> None:
         """Have every service looked at."""
@@ -65,7 +64,7 @@ def settings() -> kopf.OperatorSettings:
     chosen.watching.field_selectors["", "v1", "events"] = f"reason={REASON_SPOT_INTERRUPTED}"
     # An API server that is away for long is waited for; the last number repeats.
     chosen.networking.error_backoffs = (1, 1, 2, 3, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5)
-    chosen.process.ultimate_exiting_timeout = 10
+    chosen.process.ultimate_exiting_timeout = None  # the kubelet ends what does not end by itself
     return chosen
 
 
