@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module")]
 
 ARGS = (
     "--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-num-seqs", "8",
-    "--max-num-batched-tokens", "96",  # less than PROMPT: every prefill is chunked
+    "--max-num-batched-tokens", "64",  # less than PROMPT: every prefill is chunked
 )  # fmt: skip
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -93,22 +93,22 @@ async def test_health_metrics_and_render(it):
     pytest.param({"temperature": 0.9, "seed": 8, "top_p": 0.9, "top_k": 40, "frequency_penalty": 0.5}, id="seeded, top-p, top-k, penalty"),
     pytest.param({"temperature": 0.0, "structured_outputs": {"regex": "(ab|ba|fox)( (the|lazy) [a-z]{3}){12}"}}, id="regex"),
     pytest.param({"temperature": 1.0, "seed": 9, "structured_outputs": {"regex": "[a-z ]{40,60}"}}, id="seeded regex"),
-    pytest.param({"temperature": 0.0, "min_tokens": 25, "ignore_eos": False, "stop_token_ids": list(range(3, 120))}, id="min_tokens"),
+    pytest.param({"temperature": 0.0, "min_tokens": 40, "ignore_eos": False, "stop_token_ids": list(range(3, 120))}, id="min_tokens"),
 ])  # fmt: skip
 async def test_a_resumed_request_goes_on_as_if_never_cut(it, sampling):
-    whole = await tokens(it, PROMPT, max_tokens=32, **sampling)
+    whole = await tokens(it, PROMPT, max_tokens=48, **sampling)
     assert len(whole) > 20
     for cut in (1, 17, len(whole) - 1):
         extra = {"extra_args": {RESUME_OUTPUT_TOKEN_IDS: whole[:cut]}}
-        rest = await tokens(it, PROMPT, max_tokens=32, **sampling, **extra)
+        rest = await tokens(it, PROMPT, max_tokens=48, **sampling, **extra)
         assert (cut, rest) == (cut, whole[cut:])
 
 
 async def test_without_the_capability_the_same_cut_would_show(it):
     """The contrast that gives the test above its meaning: prompt + committed as a new prompt differs."""
     sampling = {"temperature": 0.0, "presence_penalty": 1.5, "frequency_penalty": 0.7}
-    whole = await tokens(it, PROMPT, max_tokens=32, **sampling)
-    assert await tokens(it, PROMPT + whole[:17], max_tokens=15, **sampling) != whole[17:]
+    whole = await tokens(it, PROMPT, max_tokens=48, **sampling)
+    assert await tokens(it, PROMPT + whole[:17], max_tokens=31, **sampling) != whole[17:]
 
 
 @pytest.mark.parametrize(
