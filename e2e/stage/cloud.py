@@ -24,6 +24,7 @@ from e2e.stage.processes import StageError, load, wait_until
 
 _log = logging.getLogger("cloud")
 PASS_S = 0.25
+HOSTNAME = "kubernetes.io/hostname"
 KARPENTER_POOL = "karpenter.sh/nodepool"
 
 
@@ -95,9 +96,12 @@ def is_due(node: dict[str, Any], delay_s: float, now: float) -> bool:
 
 
 class Agent:
-    """The loop. Boots and burials run in threads, one per machine at a time."""
+    """The loop. Boots and burials run in threads, one per machine at a time.
 
-    def __init__(self, api: Api, site: Site) -> None:
+    `site` is asked at each boot: `up` may have pulled newer images meanwhile.
+    """
+
+    def __init__(self, api: Api, site: Callable[[], Site]) -> None:
         self._api = api
         self._site = site
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="machine")
@@ -128,13 +132,16 @@ class Agent:
             made_by_karpenter = KARPENTER_POOL in node["metadata"].get("labels", {})
             runs = name in machines and machines[name].runs
             if made_by_karpenter and not dead and not runs and is_due(node, delay_s, now):
-                self._do(name, f"booting {name}", partial(self._boot, name))
+                self._do(name, f"booting {name}", partial(self._boot, node))
         for each in ending.values():
             if each.died is not None:
                 self._clear_away(each, nodes.get(each.node), machines.get(each.node))
 
-    def _boot(self, name: str) -> None:
-        machine.boot(machine.order(name, karpenter=True, labels={}), self._site)
+    def _boot(self, node: dict[str, Any]) -> None:
+        # A kubelet labels its Node with its host name. That of a Node can be longer than a label may be, so ours keeps
+        # the one that Karpenter gave (the NodeClaim's name).
+        labels = {HOSTNAME: node["metadata"]["labels"].get(HOSTNAME, node["metadata"]["name"])}
+        machine.boot(machine.order(node["metadata"]["name"], karpenter=True, labels=labels), self._site())
 
     def _interrupt(self, interruption: Interruption, now: float) -> Interruption:
         """Give the notice and cut the power when their time has come; return the interruption as it is now."""
@@ -182,7 +189,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    Agent(api(), site()).run(stopped)
+    Agent(api(), site).run(stopped)
 
 
 if __name__ == "__main__":
