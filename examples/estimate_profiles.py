@@ -55,6 +55,7 @@ MODEL = Model("meta-llama/Llama-3.1-8B-Instruct", "llama-3-1-8b", 8.03e9, 32 * 2
 GPUS = (
     Gpu("l4", 300 * GIGA, 121e12, 24 * 2**30),
     Gpu("a10g", 600 * GIGA, 70e12, 24 * 2**30),
+    Gpu("l40s", 864 * GIGA, 362e12, 48 * 2**30),
     Gpu("a100-80gb", 2039 * GIGA, 312e12, 80 * 2**30),
     Gpu("h100", 3350 * GIGA, 989e12, 80 * 2**30),
 )
