@@ -8,7 +8,7 @@ from medley.core.accelerators import Market, Shape
 from medley.core.service import Limits, SpotPolicy
 from medley.planning.allocator import allocate
 from medley.planning.problem import Allocation, Binding, Bound, Cap, Infeasible, Share
-from medley.testing.allocation import LARGE, SMALL, key, offer, problem, rates
+from medley.testing.allocation import GRID, LARGE, SMALL, key, offer, problem, rates
 
 SPOT = Market.SPOT
 ABLE = (rates("l4", {SMALL: 1.0}),)
@@ -126,3 +126,13 @@ def test_fewer_replicas_to_be_had_than_must_be_kept():
     asked = problem({}, [offer("l4", 0.7, at_most=1)], ABLE, limits=Limits(min_replicas=2))
     found = refused(asked)
     assert ([b.bound for b in found.bindings], dict(found.best.replicas)) == ([Bound.CAPS], {key("l4"): 1})
+
+
+def test_loads_far_apart_do_not_keep_the_search_going():
+    # One replica serves 0.3 of one size and 40 of another: the solver's tolerance on the sum hides the small one.
+    able = dict(zip(GRID.buckets(), (0.853, 22.643, 40.699, 0.338), strict=True))
+    demand = dict(zip(GRID.buckets(), (36.005, 22.643, 36.005, 45.906), strict=True))
+    asked = problem(demand, [offer("l4", 0.85)], [rates("l4", able)], limits=Limits(max_replicas=3))
+    found = refused(asked)
+    assert [binding.bound for binding in found.bindings] == [Bound.REPLICAS]
+    assert dict(found.best.replicas) == {key("l4"): 3}

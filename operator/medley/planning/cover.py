@@ -26,8 +26,11 @@ from medley.planning.ilp import Programme, Row, Solved, Terms, Undecided, Unsolv
 from medley.planning.problem import AllocationProblem, Bound
 from medley.planning.programme import Replicas, Scenario, Unmet
 
-_ROUNDS = 400
-_TOLERANCE = 1e-6
+_ROUNDS = 200
+# A violation must exceed what the solver lets pass (1e-6), or the same inequality would be found for ever. Loads below
+# the absolute bound are looked after by `_Cover.basic`.
+_RELATIVE = 1e-5
+_ABSOLUTE = 1e-7
 _SLACK = 1e-6
 
 
@@ -77,6 +80,7 @@ class _Cover:
         self._problem = problem
         self._scenarios = scenarios
         self._soft = soft
+        self._known: set[tuple[float, ...]] = set()  # weights of shapes of the inequalities found
         self._loads: dict[Bucket, dict[Shape, float]] = {
             bucket: {shape: demanded / rates[bucket] for shape, rates in problem.rates.items() if bucket in rates}
             for bucket, demanded in sorted(problem.demand.requests_per_second)
@@ -163,7 +167,14 @@ class _Cover:
         cut = self._cut({shape: max(found.values[shape], 0.0) for shape in capacity})
         have = math.fsum(weight * capacity[shape] for shape, weight in cut.shapes)
         need = math.fsum(weight * served[bucket] for bucket, weight in cut.buckets)
-        return cut if need > have * (1 + _TOLERANCE) + _TOLERANCE * _TOLERANCE else None
+        if need <= have + _RELATIVE * need + _ABSOLUTE:
+            return None
+        # What is known and still violated is within the solver's tolerance: asking again would change nothing.
+        weights = tuple(float(f"{weight:.6g}") for _, weight in cut.shapes)
+        if weights in self._known:
+            return None
+        self._known.add(weights)
+        return cut
 
     def _cut(self, weights: Mapping[Shape, float]) -> Cut:
         """Return the inequality of these weights of shapes, with the largest weights of buckets that they allow."""
