@@ -84,6 +84,8 @@ def service(name: str, namespace: str, image: str, *, rate: float = 5.5, **spec:
                     {"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"},
                     {"name": "VLLM_CPU_OMP_THREADS_BIND", "value": "nobind"},
                     {"name": "HF_HUB_OFFLINE", "value": "1"},
+                    # vLLM compiles a small function when logprobs are asked for; the stage's image has no compiler.
+                    {"name": "TORCHDYNAMO_DISABLE", "value": "1"},
                 ],
                 # Without requests an engine on the CPU would get what everything else on this machine leaves.
                 "resources": {"requests": {"cpu": "500m", "memory": "2Gi"}},
