@@ -78,12 +78,15 @@ def recipes() -> dict[str, Recipe]:
     }
 
 
-def key(recipe: Recipe, known: Mapping[str, Recipe]) -> str:
-    """Return the first twelve digits of the hash of everything that decides what the image holds."""
+def key(recipe: Recipe, known: Mapping[str, Recipe], content: Mapping[str, Path] | None = None) -> str:
+    """Return the first twelve digits of the hash of everything that decides what the image holds.
+
+    `content` says where the files are (default: where they are at home).
+    """
     digest = hashlib.sha256(repr((recipe.name, recipe.constants)).encode())
     if recipe.base is not None:
         digest.update(key(known[recipe.base], known).encode())
-    for name, file in sorted(recipe.content().items()):
+    for name, file in sorted((recipe.content() if content is None else content).items()):
         digest.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:12]
 
@@ -93,17 +96,20 @@ def reference(name: str) -> str:
     known = recipes()
     if name not in known:
         raise StageError(f"image {name}: unknown; the images are {', '.join(known)}")
-    return f"{REGISTRY}/medley/{name}:{key(known[name], known)}"
+    return tagged(name, key(known[name], known))
+
+
+def tagged(name: str, digest: str) -> str:
+    """Return the reference of an image whose key is known."""
+    return f"{REGISTRY}/medley/{name}:{digest}"
 
 
 def build(names: Iterable[str], board: Board) -> dict[str, str]:
     """Build those images whose content changed, with their bases; return name -> reference."""
-    known = recipes()
-    references = {}
+    known, references = recipes(), {}
     for name in names:
-        reference(name)  # says no to an unknown name before anything is built
-        _ensure(known[name], known, board)
-        references[name] = reference(name)
+        wanted = reference(name)  # says no to an unknown name before anything is built
+        references[name] = wanted if is_pushed(name, wanted) else _ensure(known[name], known, board)
     return references
 
 
@@ -169,50 +175,30 @@ def fill_root_file_system(context: Path, say: Say) -> None:
     shutil.rmtree(root)
 
 
-def _ensure(recipe: Recipe, known: Mapping[str, Recipe], board: Board) -> None:
-    """Build the image unless buildah's storage has it; its base first."""
-    tag = reference(recipe.name)
-    if tag in _built() or is_pushed(recipe.name, tag):
-        return
-    arguments = []
-    if recipe.base is not None:
-        _ensure_local(known[recipe.base], known, board)
-        arguments.append(f"--build-arg=BASE={reference(recipe.base)}")
-    _build(recipe, tag, arguments, board)
-
-
-def _ensure_local(recipe: Recipe, known: Mapping[str, Recipe], board: Board) -> None:
-    """Have the image in buildah's storage, which a build on top of it needs."""
-    tag = reference(recipe.name)
-    if tag not in _built():
-        base = [] if recipe.base is None else [f"--build-arg=BASE={reference(recipe.base)}"]
-        if recipe.base is not None:
-            _ensure_local(known[recipe.base], known, board)
-        _build(recipe, tag, base, board)
-
-
-def _build(recipe: Recipe, tag: str, arguments: list[str], board: Board) -> None:
+def _ensure(recipe: Recipe, known: Mapping[str, Recipe], board: Board) -> str:
+    """Have the image in buildah's storage, its base first; return its reference."""
+    wanted = tagged(recipe.name, key(recipe, known))
+    if wanted in _built():
+        return wanted
+    base = None if recipe.base is None else _ensure(known[recipe.base], known, board)
     with board.task(f"image {recipe.name}") as say, tempfile.TemporaryDirectory(prefix="medley-image-") as folder:
         context = Path(folder)
-        for name, file in recipe.content().items():
-            (context / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, context / name)
+        content = recipe.content()
+        copies = {name: context / name for name in content}
+        for name, file in content.items():
+            copies[name].parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, copies[name])
+        # Of what was copied: somebody may be editing the checkout.
+        tag = tagged(recipe.name, key(recipe, known, copies))
         if recipe.fill is not None:
             recipe.fill(context, say)
         dockerfile = context / ("Dockerfile" if recipe.own_folder_on_top else f"images/{recipe.name}/Dockerfile")
         say("buildah")
         options = ["--isolation", "chroot", "--layers", "--network", "host", "--format", "oci", "--pull-never"]
-        command = [
-            *options,
-            *_machine_configuration(),
-            *arguments,
-            "--tag",
-            tag,
-            "--file",
-            str(dockerfile),
-            str(context),
-        ]
-        _buildah("build", *command)
+        base_argument = [] if base is None else [f"--build-arg=BASE={base}"]
+        where = ["--tag", tag, "--file", str(dockerfile), str(context)]
+        _buildah("build", *options, *_machine_configuration(), *base_argument, *where)
+    return tag
 
 
 def _machine_configuration() -> list[str]:
