@@ -17,6 +17,8 @@ from typing import Any
 from aiohttp import web
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from medley.wire.assignment import Capability, EnginePhase, EngineReport
+
 MODEL = "stub"
 EOS = 1
 _SPECIAL = ("<s>", "</s>", "<pad>")
@@ -88,15 +90,18 @@ class StubEngine:
         app.router.add_post("/v1/completions/render", self._render_completion)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/tokenizer.json", self._tokenizer)
+        app.router.add_get("/v1/state", self._state)
         return app
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[str]:
+    async def running(self, host: str = "127.0.0.1", ports: tuple[int, ...] = (0,)) -> AsyncIterator[str]:
+        """Serve on all ports; as a pod does, with its supervisor's answers on the same ports."""
         runner = web.AppRunner(self.application(), handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        for port in ports:
+            await web.TCPSite(runner, host, port).start()
         try:
-            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+            yield f"http://{host}:{runner.addresses[0][1]}"
         finally:
             await runner.cleanup()
 
@@ -110,6 +115,12 @@ class StubEngine:
 
     async def _tokenizer(self, _: web.Request) -> web.Response:
         return web.Response(text=TOKENIZER.to_str())
+
+    async def _state(self, request: web.Request) -> web.Response:
+        self._check_key(request)
+        capabilities = (Capability.RESUME_EXACT.value,) if self.resumes_output else ()
+        report = EngineReport(phase=EnginePhase.SERVING, capabilities=capabilities)
+        return web.Response(text=report.model_dump_json(), content_type="application/json")
 
     async def _render_chat(self, request: web.Request) -> web.Response:
         self._check_key(request)

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -116,8 +117,10 @@ def table_of(service: Mapping[str, Any]) -> RoutingTable | None:
     return RoutingTable(grid, shares)
 
 
-async def follow(namespace: str, service: str, kept: Followed, engines: EngineClient) -> None:
-    """Keep everything as the API server shows it, for ever."""
+async def follow(
+    namespace: str, service: str, kept: Followed, engines: EngineClient, *, kubeconfig: Path | None = None
+) -> None:
+    """Keep everything as the API server shows it, for ever. `kubeconfig`: None, the pod's own or the user's."""
     fleet = kept.fleet
     seen = _Seen()
 
@@ -129,7 +132,7 @@ async def follow(namespace: str, service: str, kept: Followed, engines: EngineCl
         if view != fleet.view:
             fleet.replace(view)
 
-    async with connected() as api, asyncio.TaskGroup() as group:
+    async with connected(kubeconfig) as api, asyncio.TaskGroup() as group:
         selector = f"{names.LABEL_SERVICE}={service},{names.LABEL_COMPONENT}={names.Component.ENGINE}"
 
         def take_pods(pods: Objects) -> None:
