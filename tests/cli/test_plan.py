@@ -120,7 +120,7 @@ def test_what_cannot_be_met_is_said_with_status_1(files):
         pytest.param([SERVICE, SERVICE], "expected one LLMService of medley.dev/v1alpha1, found 2", id="two services"),
         pytest.param([SERVICE, PROFILE + "---" + PROFILE], "PerformanceProfile llama-l4 is there more than once", id="twice"),
         pytest.param([SERVICE.replace("40ms", "40msec"), catalogue()], "document 1: spec.slo.tpot: expected a duration", id="no unit"),
-        pytest.param([SERVICE + "  acclerators: {}"], "spec.acclerators: there is no such field", id="a typo"),
+        pytest.param([SERVICE + "  accelerator: {}"], "spec.accelerator: there is no such field", id="a typo"),
         pytest.param(["a: [b"], "is not YAML", id="not YAML"),
         pytest.param(["- a"], "expected a Kubernetes object with apiVersion and kind", id="not an object"),
         pytest.param(
