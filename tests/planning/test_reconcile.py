@@ -385,6 +385,11 @@ class TestPlanMode:
         assert found.status.proposal.wanted == {SPOT_A: 2}
         assert said(found, Condition.CAPACITY_READY)[:2] == (Truth.UNKNOWN, Reason.PLAN_ONLY)
 
+    def test_what_serves_goes_on(self):
+        restarted = replica(n=0, assigned=False, phase=ReplicaPhase.STARTING)
+        seen = steady(service=service(mode=OperatingMode.PLAN), replicas=(restarted, replica(SPOT_B, 0)))
+        assert plan(seen, NOW).actions == (Assign(restarted.name),)
+
 
 class TestFarewell:
     """Deletion: routers, engines, the rest, the finalizer; each step waits for the one before."""

@@ -109,11 +109,14 @@ def _decided(observed: Observed, now: datetime) -> Proposal | Refusal:
 
 
 def _refused(observed: Observed, refusal: Refusal, now: datetime) -> Plan:
-    # What serves goes on serving: supervisors that lost their assignment get it again.
-    keep = tuple(action for action in rollout.changes(observed, {}, now) if isinstance(action, Assign))
     said = conditions.of_refusal(observed, refusal, now)
     status = _status(observed, said, sum(count for _, count in observed.standing.replicas), None, now)
-    return Plan(keep, status, _events(observed, said, ()), RESYNC_READY)
+    return Plan(_kept_going(observed, now), status, _events(observed, said, ()), RESYNC_READY)
+
+
+def _kept_going(observed: Observed, now: datetime) -> tuple[Action, ...]:
+    """Return what keeps serving what serves, and changes nothing: supervisors that restarted get their assignment."""
+    return tuple(action for action in rollout.changes(observed, {}, now) if isinstance(action, Assign))
 
 
 def _carried_out(observed: Observed, proposal: Proposal, now: datetime) -> Plan:
@@ -121,7 +124,7 @@ def _carried_out(observed: Observed, proposal: Proposal, now: datetime) -> Plan:
     desired = sum(proposal.wanted.values())
     status = _status(observed, said, desired, proposal, now)
     if observed.service.mode is OperatingMode.PLAN:
-        return Plan((), status, _events(observed, said, ()), RESYNC_READY)
+        return Plan(_kept_going(observed, now), status, _events(observed, said, ()), RESYNC_READY)
     actions: tuple[Action, ...] = ()
     if not observed.finalizer:
         actions += (EnsureFinalizer(),)

@@ -15,3 +15,5 @@ def configure(level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # kopf says at INFO what it watches and at DEBUG each event: the passes say what matters.
     logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLogger().level))
+    # It runs beside the main thread on purpose, where it cannot have the signals.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
