@@ -1,7 +1,8 @@
 """What routers and engines say to each other: vLLM 0.32's token-in, token-out protocol, as values.
 
 `POST /v1/{chat/completions,completions}/render` turns a client's request into token ids and sampling parameters
-(`Rendered`); `POST /inference/v1/generate` takes them and streams server-sent events of JSON (`TokenEvent`). the router and by its stub engine. Only the fields that medley uses are parsed; others may come and go.
+(`Rendered`); `POST /inference/v1/generate` takes them and streams server-sent events of JSON (`TokenEvent`). Read by
+the router and by its stub engine. Only the fields that medley uses are parsed; others may come and go.
 """
 
 from __future__ import annotations
