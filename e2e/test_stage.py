@@ -11,7 +11,7 @@ from collections.abc import Generator
 
 import pytest
 
-from e2e.stage import cloud, cluster, images, machine, notices, paths
+from e2e.stage import cloud, cluster, hold, images, machine, notices, paths
 from e2e.stage.api import Api
 from e2e.stage.processes import StageError, load, wait_until
 from e2e.stage.progress import Board
@@ -87,6 +87,7 @@ def before() -> Traces:
 @pytest.fixture(scope="module")
 def api(before: Traces) -> Generator[Api, None, None]:
     del before  # only its order counts
+    hold.take("pytest e2e/test_stage.py")
     cluster.up(Board(), boot_delay_s=0.5)
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}

@@ -87,12 +87,15 @@ def _up(board: Board, boot_delay_s: float) -> None:
         network.reach_services_through(machine.known()["system-a"].slot)
         client = api()
         wait_until(lambda: STATIC.keys() <= ready_nodes(client), timeout_s=60, what="the static nodes", every_s=0.2)
+        for name in STATIC:
+            machine.demand_running(name)
         kubectl("--namespace=kube-system", "rollout", "status", "deployment/coredns", "--timeout=60s")
 
 
 def down(board: Board) -> None:
     """Remove the stage: processes, wires, cgroups, mounts and files. The cache stays."""
     demand_root()
+    hold.take("python -m e2e.stage down")  # says no while a demo or a test run of somebody else needs it
     with locked(f"stage{TAG}"), board.task("taking the stage down"):
         # The agent first, or it would boot anew what we destroy.
         if (agent := load(paths.processes() / "cloud")) is not None:

@@ -14,7 +14,7 @@ from e2e.stage import cgroups, golden, network, nodeconfig, paths
 from e2e.stage.addresses import TAG, Slot, free_slot
 from e2e.stage.locks import locked
 from e2e.stage.pki import Authority, Identity
-from e2e.stage.processes import Process, load, run, start, wait_until
+from e2e.stage.processes import Process, StageError, load, run, start, wait_until
 from e2e.stage.versions import CONTAINERD_TOOL, KUBERNETES_TOOL
 
 PROGRAMS = ("containerd", "kubelet", "kube-proxy")
@@ -107,6 +107,15 @@ def boot(machine: Machine, site: Site) -> None:
     wait_until(lambda: golden.listens(folder / "c.sock"), timeout_s=30, what=f"containerd of {machine.name}")
     _start_kubelet(machine, site)
     _start_kube_proxy(machine, site)
+
+
+def demand_running(name: str) -> None:
+    """Raise StageError, with the last words of the program that ended, if a machine does not run whole."""
+    ours = known()[name]
+    for program in PROGRAMS:
+        if ours.process(program) is None:
+            said = ours.log(program).read_text(errors="replace").splitlines()[-3:]
+            raise StageError(f"{program} of {name} ended; `up` again starts it: {' | '.join(said)}")
 
 
 def destroy(machine: Machine) -> None:

@@ -4,8 +4,11 @@ Used by `apiserver` and `cluster`. Knows files and openssl, not what runs.
 """
 
 import base64
+import fcntl
 import json
 import secrets
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +58,10 @@ class Authority:
 
         `alternative_names` are written as in `DNS:localhost` and `IP:127.0.0.1`.
         """
+        with self._locked():
+            self._issue(name, identity, alternative_names)
+
+    def _issue(self, name: str, identity: Identity, alternative_names: tuple[str, ...]) -> None:
         certificate = self.folder / f"{name}.crt"
         if certificate.exists():
             return
@@ -79,9 +86,13 @@ class Authority:
         path = self.folder / f"{name}.kubeconfig"
         if path.exists():
             return path
+        with self._locked():
+            return self._kubeconfig(path, name, identity, server, lent_by)
+
+    def _kubeconfig(self, path: Path, name: str, identity: Identity, server: str, lent_by: str | None) -> Path:
         holder = lent_by or name
         if lent_by is None:
-            self.issue(name, identity)
+            self._issue(name, identity, ())
         user: dict[str, str | list[str]] = {
             "client-certificate-data": _inline(self.folder / f"{holder}.crt"),
             "client-key-data": _inline(self.folder / f"{holder}.key"),
@@ -106,6 +117,13 @@ class Authority:
         )
         draft.replace(path)
         return path
+
+    @contextmanager
+    def _locked(self) -> Generator[None, None, None]:
+        """Keep two machines that boot at once from making one key twice."""
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
 
 def _new_key(path: str) -> list[str]:
