@@ -120,7 +120,7 @@ class Election:
                         return
                     renewed_at = started
             except (ClusterError, TimeoutError) as error:
-                logger.warning("Renewing the lease: %s", error or "no answer in time")
+                logger.warning("Renewing the lease: %s", str(error) or "no answer in time")
                 if self._clock() - renewed_at >= RENEW_DEADLINE_SECONDS:
                     return
 
