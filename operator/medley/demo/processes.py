@@ -25,7 +25,7 @@ from medley.core.errors import EngineError
 from medley.demo.vllm_venv import engine_environment
 
 SERVED_NAME = "chaotic-llama"
-START_SECONDS = 300.0
+START_SECONDS = 900.0  # half a minute on an idle machine; a shared one may starve an engine for minutes
 _STOP_SECONDS = 15.0
 _TAIL_BYTES = 3000
 
