@@ -79,11 +79,20 @@ def service(name: str, namespace: str, image: str, *, rate: float = 5.5, **spec:
             "model": {"name": MODEL, "maxModelLen": 4096, "source": {"pvc": {"claimName": "model"}}},
             "engine": {
                 "image": image,
-                "args": ["--dtype=float32", "--enforce-eager", "--block-size=32", "--max-num-seqs=32"],
+                # fp32, so that any two engines agree on every token; one process and one thread each, so that three engines
+                # and a cluster share two cores.
+                "args": [
+                    "--dtype=float32",
+                    "--enforce-eager",
+                    "--block-size=32",
+                    "--max-num-seqs=32",
+                    "--distributed-executor-backend=uni",
+                ],
                 "env": [
                     {"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"},
                     {"name": "VLLM_CPU_OMP_THREADS_BIND", "value": "nobind"},
                     {"name": "HF_HUB_OFFLINE", "value": "1"},
+                    {"name": "OMP_NUM_THREADS", "value": "1"},
                     # vLLM compiles a small function when logprobs are asked for; the stage's image has no compiler.
                     {"name": "TORCHDYNAMO_DISABLE", "value": "1"},
                 ],
