@@ -79,7 +79,7 @@ def service(name: str, namespace: str, image: str, *, rate: float = 5.5, **spec:
             "model": {"name": MODEL, "maxModelLen": 4096, "source": {"pvc": {"claimName": "model"}}},
             "engine": {
                 "image": image,
-                # fp32, so that any two engines agree on every token; one process and one thread each, so that three engines
+                # fp32, so that two engines agree on every token; one process and one thread each, so that three engines
                 # and a cluster share two cores.
                 "args": [
                     "--dtype=float32",
