@@ -195,6 +195,7 @@ def _start(server: Server) -> None:
         log=server.log,
         env=server.env,
         cgroups=cgroups.joined(cgroups.HOST),
+        niceness=machine.CONTROL_NICENESS,
     )
 
 

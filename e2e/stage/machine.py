@@ -17,6 +17,8 @@ from e2e.stage.pki import Authority, Identity
 from e2e.stage.processes import Process, StageError, load, run, start, wait_until
 from e2e.stage.versions import CONTAINERD_TOOL, KUBERNETES_TOOL
 
+# A control plane has cores of its own elsewhere. Here engines would starve it, and nodes seem dead that are not.
+CONTROL_NICENESS = -10
 PROGRAMS = ("containerd", "kubelet", "kube-proxy")
 _KUBE_PROXY = Identity("system:kube-proxy")
 
@@ -153,6 +155,7 @@ def _start(machine: Machine, program: str, command: list[str]) -> None:
         log=machine.log(program),
         env={"PATH": f"{paths.tool(CONTAINERD_TOOL)}:/usr/sbin:/usr/bin:/sbin:/bin:{os.environ.get('PATH', '')}"},
         cgroups=cgroups.joined(f"{machine.cgroup}/system"),
+        niceness=0 if program == "containerd" else CONTROL_NICENESS,  # containers inherit containerd's
     )
 
 

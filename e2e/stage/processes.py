@@ -68,20 +68,23 @@ def start(
     log: Path,
     env: Mapping[str, str] | None = None,
     cgroups: Sequence[Path] = (),
+    niceness: int | None = None,
 ) -> Process:
     """Start a server unless the pid file names one that runs; append its output to `log`.
 
     The process joins `cgroups` before it executes anything, so that even one whose pid file was never written is found.
+    `niceness` is -20 (goes before all others) to 19; None: ours.
     """
     if (known := load(pid_file)) is not None:
         return known
     for parent in (pid_file.parent, log.parent):
         parent.mkdir(parents=True, exist_ok=True)
     joins = "".join(f'echo $$ > "{group / "cgroup.procs"}" && ' for group in cgroups)
+    change = 0 if niceness is None else niceness - os.getpriority(os.PRIO_PROCESS, 0)
     with log.open("ab") as out, Path(os.devnull).open("rb") as nothing:
         pid = os.posix_spawn(  # not Popen, which wants to be kept until the child ends
             "/bin/sh",
-            ["/bin/sh", "-c", f'{joins}exec "$@"', name, *map(str, command)],
+            ["/bin/sh", "-c", f'{joins}exec nice -n {change} "$@"', name, *map(str, command)],
             {**os.environ, **(env or {})},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, nothing.fileno(), 0),
