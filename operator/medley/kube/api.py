@@ -212,7 +212,7 @@ class Api:
                         if line:
                             yield json.loads(line)
             finally:
-                response.close()
+                _abort(response)
 
     async def _send(
         self,
@@ -257,6 +257,14 @@ async def _load(kubeconfig: Path | None, configuration: Configuration) -> None:
         )
     except config.ConfigException as error:
         raise ClusterError(f"reading the kubeconfig: {error}; set KUBECONFIG") from error
+
+
+def _abort(response: aiohttp.ClientResponse) -> None:
+    """End a watch at once: a polite end of TLS would outlive the loop, and nobody waits for what is still to come."""
+    connection = response.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
+    response.close()
 
 
 def selectors(labels: str, fields: str) -> list[tuple[str, str]]:

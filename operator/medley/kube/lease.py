@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from medley.core.errors import ClusterError
+from medley.core.errors import ClusterError, ObjectGoneError
 from medley.kube.api import LEASE, Api, Json
 from medley.kube.errors import ConflictError
 
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 LEASE_DURATION_SECONDS = 15
 RENEW_DEADLINE_SECONDS = 10.0
 RETRY_PERIOD_SECONDS = 2.0
+# One request that hangs must not use up the whole deadline.
+ATTEMPT_SECONDS = RENEW_DEADLINE_SECONDS / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +56,32 @@ class Election:
         self._clock = clock
         self._contact = contact  # called whenever the API server answered
         self._seen: Sighting | None = None
+        self._mine: Json | None = None  # as we wrote it last
 
     async def held(self) -> bool:
         """Try once to take or renew the Lease; True if it is ours now. `ClusterError` if nobody can say."""
-        lease = await self._api.get(LEASE, self._name, self._namespace)
-        self._contact()
         try:
+            if self._mine is not None and await self._renew(self._mine):
+                return True
+            lease = await self._api.get(LEASE, self._name, self._namespace)
+            self._contact()
             if lease is None:
                 body = {"apiVersion": LEASE.api_version, "kind": "Lease", "metadata": {"name": self._name}}
-                await self._api.create(LEASE, {**body, "spec": self._spec({})}, self._namespace)
+                self._mine = await self._api.create(LEASE, {**body, "spec": self._spec({})}, self._namespace)
                 return True
-            if not self._may_take(lease):
-                return False
-            await self._api.replace(LEASE, {**lease, "spec": self._spec(lease.get("spec", {}))}, self._namespace)
+            return self._may_take(lease) and await self._renew(lease)
         except ConflictError:
             return False  # somebody was faster
+
+    async def _renew(self, lease: Json) -> bool:
+        """Write the Lease over `lease` if that is still what is there: one request, as renewals are most writes."""
+        self._mine = None
+        try:
+            body = {**lease, "spec": self._spec(lease.get("spec", {}))}
+            self._mine = await self._api.replace(LEASE, body, self._namespace)
+        except (ConflictError, ObjectGoneError):
+            return False
+        self._contact()
         return True
 
     async def release(self) -> None:
@@ -114,7 +127,7 @@ class Election:
             await asyncio.sleep(RETRY_PERIOD_SECONDS)
             left = renewed_at + RENEW_DEADLINE_SECONDS - self._clock()
             try:
-                async with asyncio.timeout(max(left, 0)):
+                async with asyncio.timeout(min(max(left, 0), ATTEMPT_SECONDS)):
                     started = self._clock()
                     if not await self.held():
                         return
