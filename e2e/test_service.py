@@ -49,7 +49,7 @@ async def test_a_service_is_planned_over_spot_and_on_demand_and_served(environme
     markets = Counter[str]()
     for offering in plan["offerings"]:
         markets[offering["market"]] += offering["replicas"]
-    assert dict(markets) == {"spot": 2, "on-demand": 1}
+    assert dict(markets) == {"spot": 1, "on-demand": 1}
     assert float(plan["usdPerHour"]) < float(plan["onDemandUSDPerHour"])
     service = await story.serving(cluster)
     conditions = {c["type"]: c["status"] for c in service["status"]["conditions"]}
@@ -165,7 +165,7 @@ async def test_nobody_was_forbidden_anything() -> None:
 async def test_after_helm_uninstall_services_serve_on_and_can_be_deleted(cluster: Any) -> None:
     await cluster.helm("uninstall", "medley", "--namespace", SYSTEM, "--wait", "--timeout", "120s")
     engines = await cluster.engines(story.NAMESPACE, story.SERVICE)
-    assert sum(map(ready, engines)) >= 2
+    assert sum(map(ready, engines)) >= 1
     await cluster.kubectl("delete", "llmservice", story.SERVICE, "--namespace", story.NAMESPACE, "--timeout=60s")
 
     async def gone() -> bool:

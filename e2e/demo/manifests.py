@@ -1,6 +1,6 @@
 """What the demo applies: three GPU classes as the stage's cloud sells them, profiles, and one service.
 
-The profiles are sized for the story (three replicas for the forecast), not measured: they say `Estimated`.
+The profiles are sized for the story (two replicas for the forecast, all that two cores can run), not measured: they say `Estimated`.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def profile(name: str) -> dict[str, Any]:
     }
 
 
-def service(name: str, namespace: str, image: str, *, rate: float = 5.5, **spec: Any) -> dict[str, Any]:
-    """Return the LLMService of the story: three replicas, at least 30 % of them not on spot."""
+def service(name: str, namespace: str, image: str, *, rate: float = 3.0, **spec: Any) -> dict[str, Any]:
+    """Return the LLMService of the story: two replicas, at least 30 % of them not on spot."""
     return {
         "apiVersion": API_VERSION,
         "kind": "LLMService",
@@ -79,7 +79,7 @@ def service(name: str, namespace: str, image: str, *, rate: float = 5.5, **spec:
             "model": {"name": MODEL, "maxModelLen": 4096, "source": {"pvc": {"claimName": "model"}}},
             "engine": {
                 "image": image,
-                # fp32, so that two engines agree on every token; one process and one thread each, so that three engines
+                # fp32, so that two engines agree on every token; one process and one thread each, so that two engines
                 # and a cluster share two cores.
                 "args": [
                     "--dtype=float32",
@@ -93,6 +93,8 @@ def service(name: str, namespace: str, image: str, *, rate: float = 5.5, **spec:
                     {"name": "VLLM_CPU_OMP_THREADS_BIND", "value": "nobind"},
                     {"name": "HF_HUB_OFFLINE", "value": "1"},
                     {"name": "OMP_NUM_THREADS", "value": "1"},
+                    # On the CPU vLLM keeps "uni" only with this; otherwise two processes spin on each other.
+                    {"name": "VLLM_ENABLE_V1_MULTIPROCESSING", "value": "0"},
                     # vLLM compiles a small function when logprobs are asked for; the stage's image has no compiler.
                     {"name": "TORCHDYNAMO_DISABLE", "value": "1"},
                 ],
