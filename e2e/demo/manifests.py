@@ -1,6 +1,6 @@
 """What the demo applies: three GPU classes as the stage's cloud sells them, profiles, and one service.
 
-The profiles are sized for the story (two replicas for the forecast, all that two cores can run), not measured: they say `Estimated`.
+The profiles are sized for the story (two replicas for the forecast: what two cores can run), not measured, and say so.
 """
 
 from __future__ import annotations
