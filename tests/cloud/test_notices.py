@@ -50,6 +50,21 @@ SPOT_ITN = "aws-node-termination-handler/spot-itn"
         pytest.param(node(ready=None), None, id="just-registered"),
         pytest.param(node(ready=("Unknown", "NodeStatusNeverUpdated")), None, id="booting"),
         pytest.param(
+            node(ready=("False", "KubeletNotReady"), creationTimestamp="2030-01-01T11:58:00Z"),
+            None,
+            id="booting-kubelet-speaks",
+        ),
+        pytest.param(
+            node(ready=("False", "KubeletNotReady"), creationTimestamp="2030-01-01T11:50:00Z"),
+            (at(-10), NoticeSource.NODE_NOT_READY, Cause.FAILED),
+            id="was-ready-before",
+        ),
+        pytest.param(
+            node(ready=("Unknown", "NodeStatusUnknown"), creationTimestamp="2030-01-01T11:59:00Z"),
+            (at(-10), NoticeSource.NODE_NOT_READY, Cause.FAILED),
+            id="young-and-silent",
+        ),
+        pytest.param(
             node(taints=[DISRUPTED]), (at(120), NoticeSource.KARPENTER_TAINT, Cause.UNKNOWN), id="karpenter-no-begin"
         ),
         pytest.param(

@@ -20,6 +20,9 @@ from medley.core.notices import Cause, Notice, NoticeSource
 
 Json = Mapping[str, Any]  # an object as the API server writes it
 
+# A kubelet that says NotReady this soon after its Node was made has not been ready before.
+BOOT_TIME = timedelta(minutes=2)
+
 # From the begin of a notice to the machine's end. AWS: two minutes; Azure: at least 30 s; Google: 30 s, of which the
 # kubelet leaves 15 s to ordinary pods. Others are taken to give what the shortest of the big three give.
 NOTICE_TIME: Mapping[str, timedelta] = {
@@ -175,6 +178,9 @@ def _by_readiness(node: Json, now: datetime) -> Notice | None:
     if not ready or ready.get("status") == "True" or ready.get("reason") == "NodeStatusNeverUpdated":
         return None
     since = _time(ready.get("lastTransitionTime")) or now
+    created = _time(_meta(node).get("creationTimestamp"))
+    if ready.get("status") == "False" and created is not None and since - created <= BOOT_TIME:
+        return None  # its kubelet speaks, and says that network or runtime are not up yet
     return Notice(_name(node), since, NoticeSource.NODE_NOT_READY, Cause.FAILED)
 
 
