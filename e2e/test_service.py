@@ -81,7 +81,7 @@ async def test_an_idle_operator_writes_nothing_but_its_lease() -> None:
 
 
 async def test_streams_survive_a_reclaimed_node_with_and_without_notice(cluster: Any, load: list[Load]) -> None:
-    clients = Load(await story.entrance_url(cluster), manifests.MODEL, story.MAX_TOKENS, concurrency=24)
+    clients = Load(await story.entrance_url(cluster), manifests.MODEL, concurrency=24)
     load.append(clients)
     await clients.record_references(24)
     running = asyncio.create_task(clients.run())
@@ -109,7 +109,7 @@ async def test_a_killed_operator_goes_on_where_it_was(cluster: Any) -> None:
 
 
 async def test_streams_survive_a_router_that_is_replaced(cluster: Any, load: list[Load]) -> None:
-    clients = Load(await story.entrance_url(cluster), manifests.MODEL, story.MAX_TOKENS, concurrency=8)
+    clients = Load(await story.entrance_url(cluster), manifests.MODEL, concurrency=8)
     clients.references = load[0].references
     running = asyncio.create_task(clients.run())
     await asyncio.sleep(2)

@@ -20,7 +20,7 @@ from e2e.demo.load import Load
 
 CONSOLE = Console()
 STREAMS = 24
-REFERENCES = 48
+REFERENCES = 24
 SMALLEST_COUNT = 200  # streams that a run must have checked to mean something
 
 
@@ -40,7 +40,7 @@ async def main() -> int:
         line = progress.add_task("Karpenter makes nodes, engines load the model", total=None)
         service = await story.serving(cluster, lambda said: progress.update(line, description=said))
     CONSOLE.print(await cluster.kubectl("get", "llmservices,pods", "--namespace", story.NAMESPACE, "-o", "wide"))
-    load = Load(await story.entrance_url(cluster), manifests.MODEL, story.MAX_TOKENS, STREAMS)
+    load = Load(await story.entrance_url(cluster), manifests.MODEL, STREAMS)
     _say("Reference answers", "the same prompts, uninterrupted")
     with _progress() as progress:
         line = progress.add_task("prompts without near-ties", total=REFERENCES)

@@ -17,6 +17,8 @@ import openai
 # In fp32, two engines agree on greedy output wherever the best token leads by more than rounding. Prompts whose
 # reference comes nearer than this to a tie are left out, since among millions of tokens near-ties are certain.
 SMALLEST_GAP = 1e-4
+# Tokens of an answer. A notice of 30 s lets short ones end where they are; long ones have to move.
+SHORT, LONG, LONG_EVERY = 160, 900, 6
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "to", "far", "hills")
 
 
@@ -27,6 +29,11 @@ class Reference:
     prompt: str
     tokens: tuple[str, ...]
     smallest_gap: float
+
+    @property
+    def max_tokens(self) -> int:
+        """How long the answer is: all of them are as long as asked for."""
+        return len(self.tokens)
 
 
 @dataclass(slots=True)
@@ -63,9 +70,9 @@ def prompts(count: int, seed: int = 7) -> tuple[str, ...]:
 class Load:
     """Keeps `concurrency` streams open until told to stop."""
 
-    def __init__(self, base_url: str, model: str, max_tokens: int, concurrency: int = 24) -> None:
+    def __init__(self, base_url: str, model: str, concurrency: int = 24) -> None:
         self.client = openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=600)
-        self.model, self.max_tokens, self.concurrency = model, max_tokens, concurrency
+        self.model, self.concurrency = model, concurrency
         self.references: tuple[Reference, ...] = ()
         self.streams: list[Stream] = []
         self.screened_out = 0
@@ -75,34 +82,34 @@ class Load:
         self, wanted: int, progress: Callable[[int], None] = lambda _: None, at_once: int = 8
     ) -> None:
         """Run prompts uninterrupted and keep those without near-ties."""
-        candidates = prompts(wanted * 2)
-        kept: list[Reference] = []
-        for start in range(0, len(candidates), at_once):
-            found = await asyncio.gather(*(self._reference(p) for p in candidates[start : start + at_once]))
-            kept += [r for r in found if r.smallest_gap >= SMALLEST_GAP]
-            self.screened_out += sum(r.smallest_gap < SMALLEST_GAP for r in found)
-            progress(min(len(kept), wanted))
-            if len(kept) >= wanted:
-                break
-        if len(kept) < wanted:
-            raise RuntimeError(f"only {len(kept)} of {len(candidates)} prompts have no near-tie; {wanted} are needed")
-        self.references = tuple(kept[:wanted])
+        sizes = [LONG if n % LONG_EVERY == 0 else SHORT for n in range(wanted)]
+        spare = iter(prompts(wanted * 3))
+        kept: dict[int, list[Reference]] = {SHORT: [], LONG: []}
+        while missing := [size for size in kept for _ in range(sizes.count(size) - len(kept[size]))]:
+            asked = list(zip(spare, missing[:at_once], strict=False))
+            if not asked:
+                raise RuntimeError(f"too many prompts have near-ties: {self.screened_out} of {wanted * 3}")
+            for found in await asyncio.gather(*(self._reference(*each) for each in asked)):
+                if found.smallest_gap >= SMALLEST_GAP:
+                    kept[found.max_tokens].append(found)
+                else:
+                    self.screened_out += 1
+            progress(sum(map(len, kept.values())))
+        self.references = tuple(kept[size].pop() for size in sizes)
 
-    async def _reference(self, prompt: str) -> Reference:
+    async def _reference(self, prompt: str, max_tokens: int) -> Reference:
         answer = await self.client.chat.completions.create(
             model=self.model,
             messages=[{"role": "user", "content": prompt}],
-            max_tokens=self.max_tokens,
+            max_tokens=max_tokens,
             temperature=0,
             logprobs=True,
             top_logprobs=2,
             extra_body={"ignore_eos": True},
         )
         logprobs = answer.choices[0].logprobs
-        if logprobs is None or logprobs.content is None or len(logprobs.content) != self.max_tokens:
-            raise RuntimeError(
-                f"the reference run of {prompt[:30]!r} did not return {self.max_tokens} tokens with logprobs"
-            )
+        if logprobs is None or logprobs.content is None or len(logprobs.content) != max_tokens:
+            raise RuntimeError(f"the reference run of {prompt[:30]!r} did not return {max_tokens} tokens with logprobs")
         gaps = [abs(t.top_logprobs[0].logprob - t.top_logprobs[1].logprob) for t in logprobs.content]
         return Reference(prompt, tuple(_token(t) for t in logprobs.content), min(gaps))
 
@@ -132,7 +139,7 @@ class Load:
             answer = await self.client.chat.completions.create(
                 model=self.model,
                 messages=[{"role": "user", "content": reference.prompt}],
-                max_tokens=self.max_tokens,
+                max_tokens=reference.max_tokens,
                 temperature=0,
                 logprobs=True,
                 stream=True,

@@ -21,7 +21,6 @@ from e2e.stage.paths import REPOSITORY
 NAMESPACE = "demo"
 SERVICE = "chat"
 NODE_PORT = 30080
-MAX_TOKENS = 192
 
 Watch = Callable[[str], None]
 """Told, in a line, how far a step is."""
