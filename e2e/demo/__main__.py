@@ -119,11 +119,13 @@ def _verdict(load: Load, taken: list[story.Interruption], service: dict[str, Any
     )
     for stream in broken[:5]:
         CONSOLE.print(f"[red]broken[/red] {stream.error or stream.finish_reason}: {len(stream.tokens)} tokens")
-    moved_each_time = all(one.moved > 0 for one in taken)
-    if not moved_each_time:
-        CONSOLE.print("[red]an interruption met no open stream on its node: nothing was shown[/red]")
-    lost_nothing = not broken and moved_each_time and len(load.streams) >= SMALLEST_COUNT
-    CONSOLE.print(Panel("[green]no stream lost anything[/green]" if lost_nothing else "[red]streams were lost[/red]"))
+    if broken:
+        verdict, lost_nothing = f"[red]{len(broken)} streams lost something[/red]", False
+    elif not all(one.moved for one in taken) or len(load.streams) < SMALLEST_COUNT:
+        verdict, lost_nothing = "[red]too little was shown: no stream had to move, or too few were checked[/red]", False
+    else:
+        verdict, lost_nothing = "[green]no stream lost anything[/green]", True
+    CONSOLE.print(Panel(verdict))
     return 0 if lost_nothing else 1
 
 
