@@ -95,18 +95,19 @@ def _show_plan(service: dict[str, Any]) -> None:
 def _verdict(load: Load, taken: list[story.Interruption], service: dict[str, Any], seconds: float) -> int:
     broken = [s for s in load.streams if s.broken]
     table = Table(title="What the clients saw", title_style="bold")
-    for column in ("", "streams open", "moved", "broken", "longest pause p50", "p99"):
+    columns = ("", "streams", "moved", "broken", "pause p50", "p99", "last new request there")
+    for column in columns:
         table.add_column(column, justify="left" if not column else "right")
     for one in taken:
-        gaps = story.pauses(one.streams, one.posted_at)[: max(one.moved, 1)]
-        label = f"{one.kind}, {one.notice_seconds:.0f} s notice" if one.notice_seconds else "no notice at all"
+        counted = one.routers
+        silences = [f"≤ {counted.pause_at_most(p):g} s" if counted and one.moved else "—" for p in (50, 99)]
         table.add_row(
-            label,
+            f"{one.notice_seconds:.0f} s notice" if one.notice_seconds else "no notice at all",
             str(len(one.streams)),
             str(one.moved),
             str(sum(s.broken for s in one.streams)),
-            f"{story.percentile(gaps, 50):.2f} s",
-            f"{story.percentile(gaps, 99):.2f} s",
+            *silences,
+            f"{one.last_request_after * 1000:+.0f} ms" if one.notice_seconds else "—",
         )
     CONSOLE.print(table)
     plan = service["status"]["plan"]

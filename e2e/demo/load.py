@@ -10,7 +10,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import openai
 
@@ -43,7 +42,6 @@ class Stream:
     prompt: str
     started_at: float
     tokens: list[str] = field(default_factory=list)
-    arrived_at: list[float] = field(default_factory=list)
     ended_at: float | None = None
     finish_reason: str | None = None
     error: str | None = None
@@ -53,10 +51,6 @@ class Stream:
     def broken(self) -> bool:
         """Whether the client lost anything: an error, no end, or other tokens."""
         return self.error is not None or self.finish_reason is None or self.identical is not True
-
-    def longest_gap_after(self, since: float) -> float:
-        """Return the seconds of the longest silence between two chunks of which the second came after `since`."""
-        return max((b - a for a, b in pairwise(self.arrived_at) if b > since), default=0.0)
 
 
 def prompts(count: int, seed: int = 7) -> tuple[str, ...]:
@@ -149,7 +143,6 @@ class Load:
                 for choice in chunk.choices:
                     if choice.logprobs is not None and choice.logprobs.content:
                         stream.tokens += [_token(t) for t in choice.logprobs.content]
-                        stream.arrived_at.append(time.monotonic())
                     stream.finish_reason = choice.finish_reason or stream.finish_reason
         except openai.OpenAIError as error:
             stream.error = f"{type(error).__name__}: {error}"

@@ -6,7 +6,7 @@ A step does one thing that a platform engineer or the cloud would do, and return
 from __future__ import annotations
 
 import asyncio
-import statistics
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +16,7 @@ from typing import Any
 from e2e.demo import manifests
 from e2e.demo.cluster import Cluster, condition, ready, until
 from e2e.demo.load import Load, Stream
+from e2e.demo.routers import RouterCounts, counts
 from e2e.stage.paths import REPOSITORY
 
 NAMESPACE = "demo"
@@ -39,7 +40,13 @@ class Interruption:
     notice_seconds: float
     posted_at: float = 0.0
     streams: list[Stream] = field(default_factory=list)  # that were open in the meantime
-    moved: int = 0  # times that a router went on elsewhere
+    routers: RouterCounts | None = None  # what the routers counted in the meantime
+    last_request_after: float = 0.0  # seconds from the notice to the last request that a router sent to the engine
+
+    @property
+    def moved(self) -> int:
+        """Times that a router went on with a stream elsewhere."""
+        return int(self.routers.resumes) if self.routers is not None else 0
 
     @property
     def gone_at(self) -> float:
@@ -144,39 +151,19 @@ async def take_away(
     """Have the cloud take a spot node that serves; wait until it is gone and the streams that were open have ended."""
     pod = await spot_engine(cluster)
     taken = Interruption(pod["spec"]["nodeName"], kind, notice_seconds)
-    before = await resumed(cluster)
+    before = await counts(cluster, NAMESPACE, SERVICE)
+    said = await stage("interrupt", taken.node, "--after", f"{notice_seconds:g}s", "--as", kind)
     taken.posted_at = time.monotonic()
-    await stage("interrupt", taken.node, "--after", f"{notice_seconds:g}s", "--as", kind)
+    given = re.search(r"given at ([0-9.]+)", said)
+    if given is None:
+        raise RuntimeError(f"the stage does not say when it gave the notice: {said}")
     while (left := taken.gone_at + settle_seconds - time.monotonic()) > 0:
         watch(f"{taken.node}: {max(taken.gone_at - time.monotonic(), 0):.0f} s left, {len(load.open())} streams open")
         await asyncio.sleep(min(1.0, left))
     taken.streams = [s for s in load.streams if s.ended_at is None or s.ended_at >= taken.posted_at]
     while any(s.ended_at is None for s in taken.streams):
         await asyncio.sleep(0.2)
-    taken.moved = await resumed(cluster) - before
+    after = await counts(cluster, NAMESPACE, SERVICE)
+    taken.routers = after.since(before)
+    taken.last_request_after = after.last_issue[pod["metadata"]["name"]] - float(given[1])
     return taken
-
-
-async def resumed(cluster: Cluster, namespace: str = NAMESPACE, name: str = SERVICE) -> int:
-    """Return how often the routers went on with a stream elsewhere, by their own count."""
-    selector = f"medley.dev/service={name},medley.dev/component=router"
-    total = 0.0
-    for pod in await cluster.items("pods", "--namespace", namespace, "--selector", selector):
-        if not ready(pod):
-            continue
-        path = f"/api/v1/namespaces/{namespace}/pods/{pod['metadata']['name']}:8080/proxy/metrics"
-        lines = (await cluster.kubectl("get", "--raw", path)).splitlines()
-        total += sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("medley_router_resumes_total"))
-    return int(total)
-
-
-def pauses(streams: list[Stream], since: float) -> list[float]:
-    """Return, longest first, the seconds of silence that clients saw around an interruption."""
-    return sorted((s.longest_gap_after(since) for s in streams), reverse=True)
-
-
-def percentile(values: list[float], wanted: float) -> float:
-    """Return a percentile of values, 0 where there are none."""
-    if len(values) < 2:  # quantiles needs two
-        return values[0] if values else 0.0
-    return statistics.quantiles(values, n=100, method="inclusive")[round(wanted) - 1]
