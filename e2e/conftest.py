@@ -1,4 +1,4 @@
-"""The end-to-end tests share one stage: it comes up once, and goes with the last of them."""
+"""The tests of a module share one stage: it comes up with the first that wants it, and goes with the last."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Console(stderr=True).print("the stage needs root: its tests are deselected; STAGE=existing uses a cluster of yours")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def environment() -> Generator[prepare.Environment, None, None]:
     """A running cluster with medley's images in its registry."""
     console = Console(stderr=True)

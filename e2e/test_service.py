@@ -25,12 +25,12 @@ pytestmark = [pytest.mark.stage, pytest.mark.asyncio(loop_scope="session")]
 SYSTEM = "medley-system"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(environment: Environment) -> Any:
     return environment.cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def load() -> list[Load]:
     """The load, made by the test that first has something to send it to."""
     return []

@@ -106,7 +106,8 @@ class Workload(Part):
     distribution: Distribution = Distribution(preset="chat")
     """Expected sizes."""
     source: WorkloadSource = WorkloadSource.OBSERVED
-    """Observed: what the routers measured, once they have; until then the forecast. Forecast: always the forecast."""
+    """Observed: what the routers measured, once the operator reads it (not in this version: the forecast).
+    Forecast: always the forecast."""
 
 
 NameSet = Annotated[

@@ -81,7 +81,7 @@ class PerformanceProfileSpec(Part):
     pipeline_parallel: Annotated[int, Field(ge=1, le=64)] = 1
     """Pipeline-parallel size."""
     source: ProfileSource
-    """Estimated from a model of the hardware, Measured by `medley profile` or a load test, Observed in service."""
+    """Estimated from a model of the hardware, Measured by a load test, Observed in service."""
     measured_at: datetime | None = None
     """When it was measured."""
     confidence: Literal["Low", "Medium", "High"] | None = None

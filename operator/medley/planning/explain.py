@@ -135,8 +135,14 @@ def _priced(each: AcceleratorClass, market: Market | None, offers: Iterable[Node
             about = "" if exact else " or a little more"
             if price >= lowest - _CENT:
                 message = f"a plan with it costs the same, at {lowest:.2f} USD per node-hour"
-            else:
+            elif len({offer.usd_per_node_hour for offer in offers}) == 1:
                 message = f"dearer: costs {lowest:.2f} USD per node-hour, would have to cost at most {price:.2f}{about}"
+            else:
+                # Which of its prices stands in the way is not known: they were lowered together.
+                message = (
+                    f"dearer: costs {lowest:.2f} USD per node-hour and more, would be used with all its prices "
+                    f"at most {factor:.0%} of that{about}"
+                )
             return NotUsed(each.name, market, None, Why.DEARER, message, price)
         case _:
             assert_never(found)
