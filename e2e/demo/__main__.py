@@ -113,13 +113,13 @@ def _verdict(load: Load, taken: list[story.Interruption], service: dict[str, Any
     plan = service["status"]["plan"]
     identical = sum(s.identical is True for s in load.streams)
     CONSOLE.print(
-        f"{len(load.streams)} streams, {sum(len(s.tokens) for s in load.streams)} tokens, {len(broken)} broken, "
+        f"{len(load.streams)} streams, {sum(s.token_count for s in load.streams)} tokens, {len(broken)} broken, "
         f"{identical} identical to an uninterrupted run ({load.screened_out} prompts left out for near-ties)\n"
         f"${plan['usdPerHour']}/h against ${plan['onDemandUSDPerHour']}/h all on-demand · "
         f"whole run {seconds / 60:.1f} min"
     )
     for stream in broken[:5]:
-        CONSOLE.print(f"[red]broken[/red] {stream.error or stream.finish_reason}: {len(stream.tokens)} tokens")
+        CONSOLE.print(f"[red]broken[/red] {stream.error or stream.finish_reason}: {stream.token_count} tokens")
     if broken:
         verdict, lost_nothing = f"[red]{len(broken)} streams lost something[/red]", False
     elif not all(one.moved for one in taken) or len(load.streams) < SMALLEST_COUNT:

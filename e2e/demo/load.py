@@ -26,7 +26,8 @@ class Reference:
     """A prompt, and the tokens of a run that nothing interrupted."""
 
     prompt: str
-    tokens: tuple[str, ...]
+    text: str
+    tokens: tuple[str, ...]  # as bytes in hex: two halves of a character are two tokens
     smallest_gap: float
 
     @property
@@ -41,7 +42,9 @@ class Stream:
 
     prompt: str
     started_at: float
-    tokens: list[str] = field(default_factory=list)
+    text: str = ""
+    tokens: list[str] = field(default_factory=list)  # asked for with long answers alone: parsing them costs the client
+    token_count: int = 0
     ended_at: float | None = None
     finish_reason: str | None = None
     error: str | None = None
@@ -105,7 +108,8 @@ class Load:
         if logprobs is None or logprobs.content is None or len(logprobs.content) != max_tokens:
             raise RuntimeError(f"the reference run of {prompt[:30]!r} did not return {max_tokens} tokens with logprobs")
         gaps = [abs(t.top_logprobs[0].logprob - t.top_logprobs[1].logprob) for t in logprobs.content]
-        return Reference(prompt, tuple(_token(t) for t in logprobs.content), min(gaps))
+        text = answer.choices[0].message.content or ""
+        return Reference(prompt, text, tuple(_token(t) for t in logprobs.content), min(gaps))
 
     def open(self) -> list[Stream]:
         """Return the streams that have not ended."""
@@ -135,18 +139,27 @@ class Load:
                 messages=[{"role": "user", "content": reference.prompt}],
                 max_tokens=reference.max_tokens,
                 temperature=0,
-                logprobs=True,
+                logprobs=reference.max_tokens == LONG,
                 stream=True,
+                stream_options={"include_usage": True},
                 extra_body={"ignore_eos": True},
             )
             async for chunk in answer:
+                if chunk.usage is not None:
+                    stream.token_count = chunk.usage.completion_tokens
                 for choice in chunk.choices:
+                    stream.text += choice.delta.content or ""
                     if choice.logprobs is not None and choice.logprobs.content:
                         stream.tokens += [_token(t) for t in choice.logprobs.content]
                     stream.finish_reason = choice.finish_reason or stream.finish_reason
         except openai.OpenAIError as error:
             stream.error = f"{type(error).__name__}: {error}"
-        stream.identical = tuple(stream.tokens) == reference.tokens
+        tokens = reference.tokens if reference.max_tokens == LONG else ()
+        stream.identical = (stream.text, stream.token_count, tuple(stream.tokens)) == (
+            reference.text,
+            reference.max_tokens,
+            tokens,
+        )
         stream.ended_at = time.monotonic()
         return stream
 

@@ -18,8 +18,8 @@ from e2e.stage.processes import wait_until
 _MOUNT = Path("/sys/fs/cgroup")
 ROOT = f"medley-stage{TAG}"
 HOST = f"{ROOT}/host"
-# Times the usual share of the processor: the stage is many machines, and most of what they do is their engines' work.
-_SHARES = {ROOT: 8, f"{ROOT}/nodes": 4}
+# Times the usual share of the processor: the stage is many machines, and most of what they do is for their engines.
+_SHARES = {ROOT: 3, f"{ROOT}/nodes": 4}
 
 
 def of_machine(name: str) -> str:
