@@ -18,8 +18,8 @@ from e2e.stage.processes import wait_until
 _MOUNT = Path("/sys/fs/cgroup")
 ROOT = f"medley-stage{TAG}"
 HOST = f"{ROOT}/host"
-# Times the usual share of the processor: the stage is many machines. Within it the control plane may take as much as all
-# machines together, or leases end whenever engines are busy.
+# Times the usual share of the processor: the stage is many machines. Within it the control plane may take as much as
+# all machines together, or leases end whenever engines are busy.
 _SHARES = {ROOT: 3}
 
 
