@@ -99,6 +99,7 @@ async def test_streams_survive_a_reclaimed_node_with_and_without_notice(cluster:
 
 
 async def test_a_killed_operator_goes_on_where_it_was(cluster: Any) -> None:
+    await story.serving(cluster)
     await cluster.kubectl(
         "delete", "pods", "--namespace", SYSTEM, "--all", "--grace-period=0", "--force", "--wait=false"
     )
@@ -110,6 +111,7 @@ async def test_a_killed_operator_goes_on_where_it_was(cluster: Any) -> None:
 
 async def test_streams_survive_a_router_that_is_replaced(cluster: Any, load: list[Load]) -> None:
     clients = Load(await story.entrance_url(cluster), manifests.MODEL, concurrency=8)
+    await story.serving(cluster)
     clients.references = load[0].references
     running = asyncio.create_task(clients.run())
     await asyncio.sleep(2)
