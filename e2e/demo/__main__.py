@@ -122,8 +122,11 @@ def _verdict(load: Load, taken: list[story.Interruption], service: dict[str, Any
         CONSOLE.print(f"[red]broken[/red] {stream.error or stream.finish_reason}: {stream.token_count} tokens")
     if broken:
         verdict, lost_nothing = f"[red]{len(broken)} streams lost something[/red]", False
-    elif not all(one.moved for one in taken) or len(load.streams) < SMALLEST_COUNT:
-        verdict, lost_nothing = "[red]too little was shown: no stream had to move, or too few were checked[/red]", False
+    elif not taken[-1].moved or len(load.streams) < SMALLEST_COUNT:
+        verdict, lost_nothing = (
+            "[red]too little was shown: the node that died had no stream, or too few were checked[/red]",
+            False,
+        )
     else:
         verdict, lost_nothing = "[green]no stream lost anything[/green]", True
     CONSOLE.print(Panel(verdict))
