@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +35,6 @@ class Environment:
 
 def everything(console: Console) -> Environment:
     """Have a running cluster and pushed images; what is there already is left alone."""
-    if os.environ.get("STAGE") == "existing":
-        return _existing()
     stage.demand_root()
     hold.take(" ".join(["python", "-m", *sys.orig_argv[2:]]))
     board = Board(console)
@@ -52,30 +49,8 @@ def everything(console: Console) -> Environment:
 
 
 def take_down(console: Console) -> None:
-    """Remove the stage, unless the cluster is the user's own."""
-    if os.environ.get("STAGE") != "existing":
-        stage.down(Board(console))
-
-
-def _existing() -> Environment:
-    """Return the user's own cluster and images, all named by the environment."""
-    wanted = (
-        "KUBECONFIG",
-        "MEDLEY_OPERATOR_IMAGE",
-        "MEDLEY_ROUTER_IMAGE",
-        "MEDLEY_ENGINE_INIT_IMAGE",
-        "MEDLEY_VLLM_IMAGE",
-    )
-    missing = [name for name in wanted if not os.environ.get(name)]
-    if missing:
-        raise StageError(f"STAGE=existing needs {', '.join(missing)}: name your kubeconfig and the images you pushed")
-    config, operator, router, engine_init, vllm = (os.environ[name] for name in wanted)
-    programs = [shutil.which(name) for name in ("kubectl", "helm")]
-    if None in programs:
-        raise StageError("STAGE=existing needs kubectl and helm on PATH")
-    kubectl, helm = (Path(str(program)) for program in programs)
-    chosen = {"operator": operator, "router": router, "engineInit": engine_init}
-    return Environment(Cluster(Path(config), kubectl, helm), chosen, vllm)
+    """Remove the stage."""
+    stage.down(Board(console))
 
 
 def _programs() -> tuple[Path, Path]:
