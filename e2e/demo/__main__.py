@@ -17,6 +17,8 @@ from e2e import prepare
 from e2e.demo import manifests, story
 from e2e.demo.cluster import Cluster
 from e2e.demo.load import Load
+from e2e.stage import cluster as stage
+from e2e.stage.processes import StageError
 
 CONSOLE = Console()
 STREAMS = 24
@@ -143,6 +145,11 @@ def _progress() -> Progress:
 
 
 def _run() -> int:
+    try:
+        stage.demand_root()
+    except StageError as error:
+        CONSOLE.print(f"[red]demo:[/red] {error}. Without root: medley demo --local")
+        return 1
     try:
         return asyncio.run(main())
     finally:

@@ -157,7 +157,7 @@ def demand_root() -> None:
     """Say no at once where the stage cannot work."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         raise StageError(
-            "the stage needs root on Linux (network namespaces, cgroups, mounts); or use a cluster of your own"
+            "the stage needs root on Linux (network namespaces, cgroups, mounts)"
         )
 
 
