@@ -156,9 +156,7 @@ def kubectl(*arguments: str, stdin: str | None = None) -> str:
 def demand_root() -> None:
     """Say no at once where the stage cannot work."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
-        raise StageError(
-            "the stage needs root on Linux (network namespaces, cgroups, mounts)"
-        )
+        raise StageError("the stage needs root on Linux (network namespaces, cgroups, mounts)")
 
 
 def mounts_below(folder: Path) -> list[str]:
