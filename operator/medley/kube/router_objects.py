@@ -39,6 +39,8 @@ Json = dict[str, Any]
 
 # After SIGTERM a router serves until its last stream ends, so it may take as long as the longest request, and a bit.
 GRACE_MARGIN_SECONDS = 15
+# Every node's proxy learns of a leaving router a moment after it: until then clients still come, and are served.
+LINGER_SECONDS = 5
 DEFAULT_REQUESTS = {"cpu": "100m", "memory": "128Mi"}
 # How the clouds mark a spot node. An absent label is not spot.
 NOT_SPOT = (
@@ -156,7 +158,7 @@ def _router_pod(item: LLMService, images: Images, chosen: dict[str, str]) -> Jso
     return {
         "serviceAccountName": names.router(item.metadata.name),
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": grace,
+        "terminationGracePeriodSeconds": grace + LINGER_SECONDS,
         "securityContext": POD_SECURITY,
         "affinity": {
             "nodeAffinity": {
@@ -189,6 +191,7 @@ def _router_pod(item: LLMService, images: Images, chosen: dict[str, str]) -> Jso
                     "timeoutSeconds": 5,
                     "failureThreshold": 6,
                 },
+                "lifecycle": {"preStop": {"sleep": {"seconds": LINGER_SECONDS}}},
                 "resources": _resources(item),
                 "securityContext": CONTAINER_SECURITY,
                 "volumeMounts": [key_mount(), {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
