@@ -120,8 +120,9 @@ class Load:
         self._stopping.set()
 
     async def run(self, on_end: Callable[[Stream], None] = lambda _: None) -> None:
-        """Keep `concurrency` streams open until `stop` is called and all have ended."""
-        await asyncio.gather(*(self._client(number, on_end) for number in range(self.concurrency)))
+        """Keep `concurrency` streams open until `stop` is called and all have ended; then close the connections."""
+        async with self.client:
+            await asyncio.gather(*(self._client(number, on_end) for number in range(self.concurrency)))
 
     async def _client(self, number: int, on_end: Callable[[Stream], None]) -> None:
         turn = number
