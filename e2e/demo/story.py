@@ -154,7 +154,7 @@ async def take_away(
     before = await counts(cluster, NAMESPACE, SERVICE)
     said = await stage("interrupt", taken.node, "--after", f"{notice_seconds:g}s", "--as", kind)
     taken.posted_at = time.monotonic()
-    given = re.search(r"given at ([0-9.]+)", said)
+    given = re.search(r"given\s+at\s+([0-9.]+)", said)
     if given is None:
         raise RuntimeError(f"the stage does not say when it gave the notice: {said}")
     while (left := taken.gone_at + settle_seconds - time.monotonic()) > 0:
