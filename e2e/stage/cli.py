@@ -109,7 +109,8 @@ def interrupt(
 ) -> None:
     """Take a node away as a cloud takes spot nodes: a notice, then power-off, whatever anybody does."""
     given = cloud.interrupt(cluster.api(), name, form, seconds(after))
-    console.print(f"{name}: notice ({form}) given at {given.noticed:.3f}, power-off at {given.at:.3f} (epoch)")
+    times = f"given at {given.noticed:.3f}, power-off at {given.at:.3f} (epoch)"
+    console.print(f"{name}: notice ({form}) {times}", soft_wrap=True)
 
 
 @app.command()
