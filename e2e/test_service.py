@@ -8,21 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import time
 from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 
 from e2e.demo import manifests, story
 from e2e.demo.cluster import CommandError, condition, ready, until
-from e2e.demo.load import Load
+from e2e.demo.load import Load, Reference
 from e2e.prepare import Environment
+from e2e.stage import cluster as stage
 from e2e.stage import paths
+from e2e.stage.processes import load as load_process
+from e2e.stage.progress import Board
 
 pytestmark = [pytest.mark.stage, pytest.mark.asyncio(loop_scope="session")]
 
 SYSTEM = "medley-system"
+SILENCE_LIMIT_SECONDS = 5.0  # after which a router takes an engine for dead
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +39,25 @@ def cluster(environment: Environment) -> Any:
 
 
 @pytest.fixture(scope="module")
-def load() -> list[Load]:
-    """The load, made by the test that first has something to send it to."""
+def references() -> list[Reference]:
+    """The answers of an uninterrupted run, recorded by the test that first has a service to ask."""
     return []
+
+
+@asynccontextmanager
+async def streaming(cluster: Any, references: Sequence[Reference], concurrency: int) -> AsyncGenerator[Load, None]:
+    """Keep streams open around a block; afterwards all of them have ended, and none was broken."""
+    async with Load(await story.entrance_url(cluster), manifests.MODEL, concurrency) as load:
+        load.references = tuple(references)
+        running = asyncio.create_task(load.run())
+        try:
+            await asyncio.sleep(3)
+            yield load
+        finally:
+            load.stop()
+            await running
+    assert load.streams
+    assert [s for s in load.streams if s.broken] == []
 
 
 async def test_the_chart_installs_and_its_own_test_passes(environment: Environment) -> None:
@@ -80,47 +104,89 @@ async def test_an_idle_operator_writes_nothing_but_its_lease() -> None:
     assert writes_of_medley(since) == {}
 
 
-async def test_streams_survive_a_reclaimed_node_with_and_without_notice(cluster: Any, load: list[Load]) -> None:
-    clients = Load(await story.entrance_url(cluster), manifests.MODEL, concurrency=24)
-    load.append(clients)
-    await clients.record_references(24)
-    running = asyncio.create_task(clients.run())
-    try:
-        await asyncio.sleep(3)
-        noticed = await story.take_away(cluster, clients, "karpenter", 30)
-        await story.serving(cluster)
-        sudden = await story.take_away(cluster, clients, "none", 0)
-    finally:
-        clients.stop()
-        await running
-    assert [s for s in clients.streams if s.broken] == []
-    # With 30 s to go a stream of this model ends where it is, or moves: either way nothing new went there.
-    assert noticed.streams
-    assert sudden.moved > 0
+async def test_with_a_notice_streams_leave_before_the_deadline(cluster: Any, references: list[Reference]) -> None:
+    async with Load(await story.entrance_url(cluster), manifests.MODEL) as asking:
+        await asking.record_references(24)
+        references += asking.references
+    async with streaming(cluster, references, 24) as load:
+        taken = await story.take_away(cluster, load, "karpenter", 30, settle_seconds=2)
+    assert taken.moved > 0
+    # The machine died when nobody was on it: a stream there would have waited out the routers' limit of silence.
+    assert taken.routers is not None
+    assert taken.routers.pause_at_most(100) <= SILENCE_LIMIT_SECONDS
+    assert taken.last_request_after < 5  # clients asked all the time; how soon it ended is for `make demo` to show
 
 
-async def test_a_killed_operator_goes_on_where_it_was(cluster: Any) -> None:
+async def test_without_notice_streams_are_resumed_from_the_token_log(cluster: Any, references: list[Reference]) -> None:
     await story.serving(cluster)
+    async with streaming(cluster, references, 24) as load:
+        taken = await story.take_away(cluster, load, "none", 0, settle_seconds=8)
+    assert taken.moved > 0
+
+
+async def test_an_operator_killed_while_it_repairs_goes_on_where_it_was(cluster: Any) -> None:
+    """Its node is gone and nothing serves in its place yet: the next operator finds that, whatever the last one did."""
     await cluster.kubectl(
         "delete", "pods", "--namespace", SYSTEM, "--all", "--grace-period=0", "--force", "--wait=false"
     )
-    pod = await story.spot_engine(cluster)
-    await cluster.kubectl("delete", "pod", pod["metadata"]["name"], "--namespace", story.NAMESPACE, "--wait=false")
+    for pod in await cluster.engines(story.NAMESPACE, story.SERVICE):
+        if not ready(pod):
+            name = pod["metadata"]["name"]
+            await cluster.kubectl("delete", "pod", name, "--namespace", story.NAMESPACE, "--wait=false")
     service = await story.serving(cluster)
     assert condition(service, "Ready")["status"] == "True"
 
 
-async def test_streams_survive_a_router_that_is_replaced(cluster: Any, load: list[Load]) -> None:
-    clients = Load(await story.entrance_url(cluster), manifests.MODEL, concurrency=8)
+async def test_streams_survive_a_router_that_is_replaced(cluster: Any, references: list[Reference]) -> None:
+    router = f"deployment/{story.SERVICE}-router"
+    async with streaming(cluster, short(references), 8):
+        await cluster.kubectl("rollout", "restart", router, "--namespace", story.NAMESPACE)
+        await cluster.kubectl("rollout", "status", router, "--namespace", story.NAMESPACE, "--timeout=120s")
+
+
+async def test_streams_flow_while_the_api_server_is_away(cluster: Any, references: list[Reference]) -> None:
+    before = await cluster.engines(story.NAMESPACE, story.SERVICE)
+    async with streaming(cluster, short(references), 8):
+        server = load_process(paths.processes() / "apiserver")
+        assert server is not None
+        server.kill(signal.SIGKILL)
+        await asyncio.sleep(30)
+        await asyncio.to_thread(stage.up, Board())
     await story.serving(cluster)
-    clients.references = load[0].references
-    running = asyncio.create_task(clients.run())
-    await asyncio.sleep(2)
-    await cluster.kubectl("rollout", "restart", f"deployment/{story.SERVICE}-router", "--namespace", story.NAMESPACE)
-    await asyncio.sleep(10)
-    clients.stop()
-    await running
-    assert [s for s in clients.streams if s.broken] == []
+    after = await cluster.engines(story.NAMESPACE, story.SERVICE)
+    assert [p["metadata"]["uid"] for p in after] == [p["metadata"]["uid"] for p in before]
+
+
+async def test_what_cannot_run_says_so_and_how_to_mend_it(cluster: Any, environment: Environment) -> None:
+    """Three services with one replica each: a quota of no GPUs, an image that is nowhere, a model that is not there."""
+    quota = {"spec": {"hard": {"requests.nvidia.com/gpu": "0"}}, "apiVersion": "v1", "kind": "ResourceQuota"}
+    wrong = {
+        "quota": (environment.engine_image, {}, "exceeded quota"),
+        "image": (f"{environment.engine_image.rpartition(':')[0]}:nowhere", {}, "correct spec.engine.image"),
+        "path": (environment.engine_image, {"path": "nowhere"}, "spec.model.source.pvc.path"),
+    }
+
+    async def begin(name: str) -> None:
+        image, source, _ = wrong[name]
+        await cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+        await story.stage("model", "--namespace", name)
+        if name == "quota":
+            await cluster.apply(quota | {"metadata": {"name": "none", "namespace": name}})
+        wanted = manifests.service(name, name, image, rate=1.0, spot={"policy": "Prefer"})
+        wanted["spec"]["model"]["source"]["pvc"] |= source
+        await cluster.apply(wanted)
+
+    async def said(name: str) -> dict[str, Any]:
+        found = condition(await cluster.get("llmservice", name, "--namespace", name), "CapacityReady")
+        return found if found.get("status") == "False" and wrong[name][2] in found["message"] else {}
+
+    for name in wrong:
+        await begin(name)
+    for name in wrong:
+        await until(f"CapacityReady=False of {name}", partial(said, name), seconds=120)
+    for name in wrong:
+        await cluster.kubectl("delete", "llmservice", name, "--namespace", name, "--timeout=60s")
+        assert await cluster.engines(name, name) == []
 
 
 @pytest.mark.parametrize(
@@ -175,6 +241,11 @@ async def test_after_helm_uninstall_services_serve_on_and_can_be_deleted(cluster
     await until("engine pods collected", gone, seconds=120)
     with pytest.raises(CommandError, match="NotFound"):
         await cluster.get("llmservice", story.SERVICE, "--namespace", story.NAMESPACE)
+
+
+def short(references: Sequence[Reference]) -> list[Reference]:
+    """Return those that are answered within seconds."""
+    return [each for each in references if not each.is_long]
 
 
 def audit_events() -> list[dict[str, Any]]:

@@ -42,12 +42,12 @@ async def main() -> int:
         line = progress.add_task("Karpenter makes nodes, engines load the model", total=None)
         service = await story.serving(cluster, lambda said: progress.update(line, description=said))
     CONSOLE.print(await cluster.kubectl("get", "llmservices,pods", "--namespace", story.NAMESPACE, "-o", "wide"))
-    load = Load(await story.entrance_url(cluster), manifests.MODEL, STREAMS)
-    _say("Reference answers", "the same prompts, uninterrupted")
-    with _progress() as progress:
-        line = progress.add_task("prompts without near-ties", total=REFERENCES)
-        await load.record_references(REFERENCES, lambda kept: progress.update(line, completed=kept))
-    interruptions = await _interrupted(cluster, load)
+    async with Load(await story.entrance_url(cluster), manifests.MODEL, STREAMS) as load:
+        _say("Reference answers", "the same prompts, uninterrupted")
+        with _progress() as progress:
+            line = progress.add_task("prompts without near-ties", total=REFERENCES)
+            await load.record_references(REFERENCES, lambda kept: progress.update(line, completed=kept))
+        interruptions = await _interrupted(cluster, load)
     return _verdict(load, interruptions, service, time.monotonic() - began)
 
 

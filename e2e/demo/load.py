@@ -10,30 +10,36 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Self
 
 import openai
 
 # In fp32, two engines agree on greedy output wherever the best token leads by more than rounding. Prompts whose
 # reference comes nearer than this to a tie are left out, since among millions of tokens near-ties are certain.
 SMALLEST_GAP = 1e-4
-# Tokens of an answer; long ones are checked token by token.
-SHORT, LONG, LONG_EVERY = 160, 600, 6
+# Tokens of an answer. A long one takes longer than the 30 s of a notice, and is checked token by token. It is cut before
+# its first near-tie and must keep LEAST_LONG tokens.
+SHORT, LONG, LEAST_LONG, LONG_EVERY = 160, 2200, 1500, 5
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "to", "far", "hills")
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A prompt, and the tokens of a run that nothing interrupted."""
+    """A prompt, and the answer of a run that nothing interrupted."""
 
     prompt: str
     text: str
     tokens: tuple[str, ...]  # as bytes in hex: two halves of a character are two tokens
-    smallest_gap: float
 
     @property
     def max_tokens(self) -> int:
         """How long the answer is: all of them are as long as asked for."""
         return len(self.tokens)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it may outlast a notice."""
+        return self.max_tokens >= LEAST_LONG
 
 
 @dataclass(slots=True)
@@ -65,7 +71,7 @@ def prompts(count: int, seed: int = 7) -> tuple[str, ...]:
 
 
 class Load:
-    """Keeps `concurrency` streams open until told to stop."""
+    """Keeps `concurrency` streams open until told to stop; may be run again. `async with` closes its connections."""
 
     def __init__(self, base_url: str, model: str, concurrency: int = 24) -> None:
         self.client = openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=600)
@@ -75,23 +81,32 @@ class Load:
         self.screened_out = 0
         self._stopping = asyncio.Event()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.close()
+
     async def record_references(
         self, wanted: int, progress: Callable[[int], None] = lambda _: None, at_once: int = 8
     ) -> None:
-        """Run prompts uninterrupted and keep those without near-ties."""
+        """Run prompts uninterrupted and keep those without near-ties, the long ones up to their first."""
         sizes = [LONG if n % LONG_EVERY == 0 else SHORT for n in range(wanted)]
         spare = iter(prompts(wanted * 3))
         kept: dict[int, list[Reference]] = {SHORT: [], LONG: []}
-        while missing := [size for size in kept for _ in range(sizes.count(size) - len(kept[size]))]:
-            asked = list(zip(spare, missing[:at_once], strict=False))
+        while missing := {size: lacking for size in kept if (lacking := sizes.count(size) - len(kept[size])) > 0}:
+            # Half of the long ones are refused, and they take longest: ask for twice as many.
+            turn = [LONG] * 2 * missing.get(LONG, 0) + [SHORT] * missing.get(SHORT, 0)
+            asked = list(zip(spare, turn[:at_once], strict=False))
             if not asked:
                 raise RuntimeError(f"too many prompts have near-ties: {self.screened_out} of {wanted * 3}")
-            for found in await asyncio.gather(*(self._reference(*each) for each in asked)):
-                if found.smallest_gap >= SMALLEST_GAP:
-                    kept[found.max_tokens].append(found)
+            answers = await asyncio.gather(*(self._reference(*each) for each in asked))
+            for (_, size), found in zip(asked, answers, strict=True):
+                if found.max_tokens == size or (size == LONG and found.is_long):
+                    kept[size].append(found)
                 else:
                     self.screened_out += 1
-            progress(sum(map(len, kept.values())))
+            progress(sum(min(len(kept[size]), sizes.count(size)) for size in kept))
         self.references = tuple(kept[size].pop() for size in sizes)
 
     async def _reference(self, prompt: str, max_tokens: int) -> Reference:
@@ -107,9 +122,10 @@ class Load:
         logprobs = answer.choices[0].logprobs
         if logprobs is None or logprobs.content is None or len(logprobs.content) != max_tokens:
             raise RuntimeError(f"the reference run of {prompt[:30]!r} did not return {max_tokens} tokens with logprobs")
-        gaps = [abs(t.top_logprobs[0].logprob - t.top_logprobs[1].logprob) for t in logprobs.content]
+        gaps = (abs(t.top_logprobs[0].logprob - t.top_logprobs[1].logprob) for t in logprobs.content)
+        clean = next((n for n, gap in enumerate(gaps) if gap < SMALLEST_GAP), max_tokens)
         text = answer.choices[0].message.content or ""
-        return Reference(prompt, text, tuple(_token(t) for t in logprobs.content), min(gaps))
+        return Reference(prompt, text, tuple(map(_token, logprobs.content[:clean])))
 
     def open(self) -> list[Stream]:
         """Return the streams that have not ended."""
@@ -120,9 +136,9 @@ class Load:
         self._stopping.set()
 
     async def run(self, on_end: Callable[[Stream], None] = lambda _: None) -> None:
-        """Keep `concurrency` streams open until `stop` is called and all have ended; then close the connections."""
-        async with self.client:
-            await asyncio.gather(*(self._client(number, on_end) for number in range(self.concurrency)))
+        """Keep `concurrency` streams open until `stop` is called and all have ended."""
+        self._stopping.clear()
+        await asyncio.gather(*(self._client(number, on_end) for number in range(self.concurrency)))
 
     async def _client(self, number: int, on_end: Callable[[Stream], None]) -> None:
         turn = number
@@ -140,7 +156,7 @@ class Load:
                 messages=[{"role": "user", "content": reference.prompt}],
                 max_tokens=reference.max_tokens,
                 temperature=0,
-                logprobs=reference.max_tokens == LONG,
+                logprobs=reference.is_long,
                 stream=True,
                 stream_options={"include_usage": True},
                 extra_body={"ignore_eos": True},
@@ -155,12 +171,10 @@ class Load:
                     stream.finish_reason = choice.finish_reason or stream.finish_reason
         except openai.OpenAIError as error:
             stream.error = f"{type(error).__name__}: {error}"
-        tokens = reference.tokens if reference.max_tokens == LONG else ()
-        stream.identical = (stream.text, stream.token_count, tuple(stream.tokens)) == (
-            reference.text,
-            reference.max_tokens,
-            tokens,
-        )
+        if reference.is_long:
+            stream.identical = tuple(stream.tokens) == reference.tokens
+        else:
+            stream.identical = (stream.text, stream.token_count) == (reference.text, reference.max_tokens)
         stream.ended_at = time.monotonic()
         return stream
 
