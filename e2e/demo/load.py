@@ -17,8 +17,8 @@ import openai
 # In fp32, two engines agree on greedy output wherever the best token leads by more than rounding. Prompts whose
 # reference comes nearer than this to a tie are left out, since among millions of tokens near-ties are certain.
 SMALLEST_GAP = 1e-4
-# Tokens of an answer. A long one takes longer than the 30 s of a notice, and is checked token by token. It is cut before
-# its first near-tie and must keep LEAST_LONG tokens.
+# Tokens of an answer. A long one takes longer than the 30 s of a notice, and is checked token by token. It is cut
+# before its first near-tie and must keep LEAST_LONG tokens.
 SHORT, LONG, LEAST_LONG, LONG_EVERY = 160, 2200, 1500, 5
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "to", "far", "hills")
 
