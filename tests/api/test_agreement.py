@@ -183,6 +183,22 @@ points = st.lists(
     ),
     max_size=3,
 )
+times = mostly(st.sampled_from([0, 0.25, 40, 6500.5]), st.sampled_from([-1, "4", True]))
+latency_models = st.fixed_dictionaries(
+    {
+        "stepMicroseconds": times,
+        "prefillTokenMicroseconds": times,
+        "sequenceMicroseconds": times,
+        "contextTokenMicroseconds": times,
+        "kvTokens": st.sampled_from([16, 30, 100_000]),
+        "errorPercent": mostly(st.sampled_from([0, 12.5]), st.sampled_from([-1, 1001])),
+        "range": st.fixed_dictionaries(
+            {"prefillTokens": st.just(64), "sequences": st.sampled_from([0, 8])},
+            optional={"contextTokens": st.just(64)},
+        ),
+    },
+    optional={"maxBatchedTokens": st.sampled_from([15, 16, 64, 4096])},
+)
 profile_specs = st.fixed_dictionaries(
     {
         "model": names,
@@ -191,7 +207,11 @@ profile_specs = st.fixed_dictionaries(
         "maxModelLen": st.sampled_from([16, 30, 4096]),
         "points": points,
     },
-    optional={"measuredAt": st.sampled_from(["2026-05-01T12:00:00Z", "yesterday"]), "confidence": st.just("Low")},
+    optional={
+        "measuredAt": st.sampled_from(["2026-05-01T12:00:00Z", "yesterday"]),
+        "confidence": st.sampled_from(["Low", "High", "Some"]),
+        "latencyModel": latency_models,
+    },
 )
 
 

@@ -97,6 +97,16 @@ PRICE_OF_THE_MARKET = (
     "reservedPerHour for reserved"
 )
 POINT = GOOD["PerformanceProfile"]["spec"]["points"][0]
+LATENCY_MODEL = {
+    "stepMicroseconds": 6500,
+    "prefillTokenMicroseconds": 180.5,
+    "sequenceMicroseconds": 40,
+    "contextTokenMicroseconds": 0.22,
+    "kvTokens": 20000,
+    "maxBatchedTokens": 2048,
+    "errorPercent": 15,
+    "range": {"prefillTokens": 2048, "sequences": 32, "contextTokens": 4096},
+}
 
 # id: kind, changes, field, message. One message for both borders, unless a second is given for the API server's own checks.
 RULES = {
@@ -271,6 +281,39 @@ RULES = {
         {"metadata.name": "l" * 41},
         "",
         "metadata.name becomes part of labels and pod names: at most 40 of a-z, 0-9 and -",
+    ),
+    "nothing measured": (
+        "PerformanceProfile",
+        {"spec.points": _MISSING},
+        "spec.points",
+        "a profile without latencies says nothing: give points, latencyModel, or both",
+    ),
+    "an empty list of points": (
+        "PerformanceProfile",
+        {"spec.points": []},
+        "spec.points",
+        "a profile without latencies says nothing: give points, latencyModel, or both",
+    ),
+    "a step without time": (
+        "PerformanceProfile",
+        {"spec.latencyModel": LATENCY_MODEL | {"stepMicroseconds": 0, "sequenceMicroseconds": 0}},
+        "spec.latencyModel.stepMicroseconds",
+        "a step takes time: give stepMicroseconds or sequenceMicroseconds",
+    ),
+    "a cache smaller than a request": (
+        "PerformanceProfile",
+        {"spec.latencyModel": LATENCY_MODEL | {"kvTokens": 4000}},
+        "spec.latencyModel.kvTokens",
+        "latencyModel.kvTokens is below maxModelLen 4096, so the longest request fits no replica: lower maxModelLen",
+    ),
+    "a step smaller than its batch": (
+        "PerformanceProfile",
+        {"spec.latencyModel": LATENCY_MODEL | {"maxBatchedTokens": 32}},
+        "spec.latencyModel.maxBatchedTokens",
+        (
+            "latencyModel.maxBatchedTokens is below maxRunning 64, and a step takes one token of every request "
+            "that decodes: raise it, or lower maxRunning"
+        ),
     ),
     "a measurement without a date": (
         "PerformanceProfile",

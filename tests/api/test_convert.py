@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from medley.api import convert
 from medley.core.accelerators import AcceleratorClass, ExistingNodes, KarpenterNodes, Market, NodeOffer, Shape
 from medley.core.errors import InvalidInputError
-from medley.core.profiles import Latency, LatencyPoint, Profile, ProfileSource
+from medley.core.latency import LatencyModel
+from medley.core.profiles import Confidence, FittedLatency, Latency, LatencyPoint, Profile, ProfileSource
 from medley.core.service import (
     Forecast,
     Histogram,
@@ -23,7 +24,7 @@ from medley.core.service import (
     WorkloadSource,
 )
 from medley.core.workload import Bucket, Demand, SizeGrid, Slo
-from tests.api.test_bad_input import GOOD, manifest
+from tests.api.test_bad_input import _MISSING, GOOD, LATENCY_MODEL, manifest
 
 
 def test_a_minimal_service():
@@ -149,6 +150,38 @@ def test_a_profile_is_ordered_by_size_and_rate():
         max_model_len=4096,
         max_running=64,
         points=(LatencyPoint(250, 250, 0.25, latencies), LatencyPoint(250, 250, 0.5, latencies)),
+    )
+
+
+def test_a_profile_of_a_latency_model_alone():
+    written = manifest(
+        "PerformanceProfile", {"spec.points": _MISSING, "spec.latencyModel": LATENCY_MODEL, "spec.confidence": "High"}
+    )
+    assert convert.profile(convert.read_performance_profile(written)) == Profile(
+        name="llama-2-7b-l4",
+        model="meta-llama/Llama-2-7b-hf",
+        shape=Shape("l4"),
+        source=ProfileSource.MEASURED,
+        measured_at=datetime(2026, 5, 1, 12, tzinfo=UTC),
+        max_model_len=4096,
+        max_running=64,
+        points=(),
+        latency=FittedLatency(
+            LatencyModel(
+                step_s=0.0065,
+                per_prefill_token_s=180.5e-6,
+                per_sequence_s=40e-6,
+                per_context_token_s=0.22e-6,
+                kv_tokens=20000,
+                max_running=64,
+                max_batched_tokens=2048,
+            ),
+            error=0.15,
+            largest_prefill_tokens=2048,
+            largest_sequences=32,
+            largest_context_tokens=4096,
+        ),
+        confidence=Confidence.HIGH,
     )
 
 

@@ -17,11 +17,12 @@ from pydantic_core import ErrorDetails
 from medley.api.acceleratorclass import AcceleratorClass, Zone
 from medley.api.llmservice import Distribution, LLMService, LLMServiceSpec
 from medley.api.migration import Migration
-from medley.api.performanceprofile import PerformanceProfile, Point
+from medley.api.performanceprofile import LatencyModelSpec, PerformanceProfile, Point
 from medley.core import accelerators, units
 from medley.core.accelerators import Market, NodeOffer, Shape
 from medley.core.errors import InvalidInputError
-from medley.core.profiles import Latency, LatencyPoint, Profile
+from medley.core.latency import LatencyModel
+from medley.core.profiles import FittedLatency, Latency, LatencyPoint, Profile
 from medley.core.service import Forecast, Histogram, Limits, Service, SpotPolicy
 from medley.core.workload import SizeGrid, Slo
 
@@ -130,7 +131,7 @@ def accelerator_class(item: AcceleratorClass) -> accelerators.AcceleratorClass:
 
 
 def profile(item: PerformanceProfile) -> Profile:
-    """Return the measured points, ordered by size and rate."""
+    """Return the measured points, ordered by size and rate, and the latency model in seconds."""
     spec = item.spec
     points = sorted(spec.points, key=lambda point: (point.input_tokens, point.output_tokens, point.requests_per_second))
     return Profile(
@@ -142,6 +143,8 @@ def profile(item: PerformanceProfile) -> Profile:
         max_model_len=spec.max_model_len,
         max_running=spec.max_running,
         points=tuple(_point(point) for point in points),
+        latency=None if spec.latency_model is None else _latency(spec.latency_model, spec.max_running),
+        confidence=spec.confidence,
     )
 
 
@@ -182,6 +185,25 @@ def _point(point: Point) -> LatencyPoint:
     )
 
 
+def _latency(written: LatencyModelSpec, max_running: int) -> FittedLatency:
+    return FittedLatency(
+        model=LatencyModel(
+            step_s=written.step_microseconds / _MICROSECONDS,
+            per_prefill_token_s=written.prefill_token_microseconds / _MICROSECONDS,
+            per_sequence_s=written.sequence_microseconds / _MICROSECONDS,
+            per_context_token_s=written.context_token_microseconds / _MICROSECONDS,
+            kv_tokens=written.kv_tokens,
+            max_running=max_running,
+            max_batched_tokens=written.max_batched_tokens,
+        ),
+        error=written.error_percent / 100,
+        largest_prefill_tokens=written.range.prefill_tokens,
+        largest_sequences=written.range.sequences,
+        largest_context_tokens=written.range.context_tokens,
+    )
+
+
+_MICROSECONDS = 1e6  # of a second
 _REMEDIES = {
     units.DURATION_PATTERN: "expected a duration such as 40ms, 2s, 10m or 1h",
     units.PERCENT_PATTERN: "expected a whole percentage from 0% to 100%",
