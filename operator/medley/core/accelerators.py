@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 
 
@@ -94,9 +95,21 @@ class OfferingKey:
 
 @dataclass(frozen=True, slots=True)
 class Offering:
-    """A shape that can be had in a market and zone, as one replica."""
+    """A shape that can be had in a market and zone, as one replica.
+
+    `cold_start`: from asking for a replica to its first token; it is billed and serves nothing. `moved_state`: time of
+    other replicas that it takes to rebuild what one lost replica held (prompts and tokens so far, processed again).
+    """
 
     key: OfferingKey
     usd_per_hour: float  # of one replica
     max_replicas: int | None  # None: no cap known
-    interruptions_per_hour: float = 0.0
+    interruptions_per_hour: float = 0.0  # of one replica
+    cold_start: timedelta = timedelta(0)
+    moved_state: timedelta = timedelta(0)
+
+    @property
+    def interruptions_usd_per_hour(self) -> float:
+        """Expected cost of interruptions of one replica: rate x (cold start + moved state) x price."""
+        hours = (self.cold_start + self.moved_state) / timedelta(hours=1)
+        return self.interruptions_per_hour * hours * self.usd_per_hour

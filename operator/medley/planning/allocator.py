@@ -10,34 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from medley.core.accelerators import Market, OfferingKey, Shape
+import numpy as np
+
+from medley.core.accelerators import Market, OfferingKey
 from medley.core.errors import SolverError
 from medley.core.workload import Bucket
 from medley.planning import cover, programme
-from medley.planning.ilp import (
-    Effort,
-    Programme,
-    Row,
-    Solved,
-    Undecided,
-    Unsolvable,
-    Variable,
-    minimise,
-)
+from medley.planning.cover import Learnt
+from medley.planning.ilp import Solved, Undecided, Unsolvable
 from medley.planning.problem import MICRODOLLARS, Allocation, AllocationProblem, Infeasible, Share
 from medley.planning.programme import Replicas
+from medley.planning.separation import Separation
 from medley.planning.shortage import shortage
-
-
-@dataclass(frozen=True, slots=True)
-class _Flow:
-    """Names the variable: share of a bucket that a shape serves."""
-
-    bucket: Bucket
-    shape: Shape
-
 
 _SMALLEST_SHARE = 1e-4
 _OVERLOAD_TOLERANCE = 1e-3
@@ -49,13 +35,24 @@ def allocate(problem: AllocationProblem) -> Allocation | Infeasible:
     Of equally cheap allocations: fewest replicas to launch beyond the fleet, then the first by name.
     When the node limit ends the search early, the best plan found is returned with its gap.
     """
-    objectives = (programme.cost(problem), programme.preference(problem))
-    match cover.solved(problem, objectives):
+    return reallocate(problem)[0]
+
+
+def reallocate(problem: AllocationProblem, learnt: Learnt | None = None) -> tuple[Allocation | Infeasible, Learnt]:
+    """Return what `allocate` returns, quicker if a similar problem was solved before, and what was learnt this time.
+
+    `learnt`: of a problem with other prices, caps, offerings or fleet, or with a demand a little different. It changes
+    how long the answer takes; which of several plans within the gap is found may change too.
+    """
+    objectives = (programme.objective(problem), programme.preference(problem))
+    answer = cover.solved(problem, objectives, learnt=learnt)
+    match answer.found:
         case Solved() as found:
-            return allocation(problem, found)
+            return allocation(problem, found), answer.learnt
         case Unsolvable():
             short = shortage(problem)
-            return Infeasible(short.unmet, short.bindings, allocation(problem, short.best, served=short.served))
+            best = allocation(problem, short.best, served=short.served)
+            return Infeasible(short.unmet, short.bindings, best), answer.learnt
         case Undecided():
             raise SolverError("no plan was found within the solver's limits; the plan that stands is kept")
 
@@ -77,6 +74,8 @@ def on_demand_only(problem: AllocationProblem) -> AllocationProblem:
         limits=replace(problem.limits, max_usd_per_hour=None),
         fleet=(),
         utilisation_of=tuple((key, value) for key, value in problem.utilisation_of if key in keys),
+        change_usd=(),
+        surcharge_usd=(),
     )
 
 
@@ -87,57 +86,51 @@ def allocation(
 
     `served`: requests/s per bucket that are served, if not all of the demand.
     """
-    counts = {offering.key: solved.count(Replicas(offering.key)) for offering in problem.offerings}
+    offerings = {offering.key: offering for offering in problem.offerings}
+    counts = {key: solved.count(Replicas(key)) for key in offerings}
     replicas = tuple(sorted((key, count) for key, count in counts.items() if count))
-    prices = {offering.key: offering.usd_per_hour for offering in problem.offerings}
+    bill = math.fsum(offerings[key].usd_per_hour * count for key, count in replicas)
+    risk = math.fsum(offerings[key].interruptions_usd_per_hour * count for key, count in replicas)
+    existing, surcharges = dict(problem.fleet), dict(problem.surcharge_usd)
+    more = math.fsum(surcharges.get(key, 0.0) * count for key, count in replicas) + math.fsum(
+        usd * max(0, counts.get(key, 0) - existing.get(key, 0)) for key, usd in problem.change_usd
+    )
+    objective = bill + risk + more
     return Allocation(
         replicas=replicas,
-        shares=_levelled(
-            problem, dict(replicas), dict(problem.demand.requests_per_second) if served is None else served
-        ),
-        usd_per_hour=round(math.fsum(prices[key] * count for key, count in replicas), MICRODOLLARS),
+        shares=_shares(problem, dict(replicas), dict(problem.demand.requests_per_second) if served is None else served),
+        usd_per_hour=round(bill, MICRODOLLARS),
         gap=solved.gap,
+        interruptions_usd_per_hour=round(risk, MICRODOLLARS),
+        objective=objective,
+        bound=objective * (1 - solved.gap) if math.isfinite(solved.gap) else 0.0,
     )
 
 
-def _levelled(
+def _shares(
     problem: AllocationProblem, replicas: Mapping[OfferingKey, int], served: Mapping[Bucket, float]
 ) -> tuple[Share, ...]:
-    """Return the shares that leave the busiest shape least busy, the replicas being given.
-
-    The programme that chose the replicas fills one shape before it uses the next; latency is better when all are
-    equally busy, at the same price.
-    """
+    """Return the shares that leave the busiest shape least busy, the replicas being given."""
     if not served:
         return ()
-    usable: dict[Shape, float] = {}
+    separation = Separation(problem)
+    capacity = dict.fromkeys(separation.shapes, 0.0)
     for key, count in replicas.items():
-        usable[key.shape] = usable.get(key.shape, 0.0) + problem.utilisations[key] * count
-    busiest = "busiest"
-    variables = [Variable(busiest)]
-    rows: list[Row] = []
-    loads: dict[Shape, dict[object, float]] = {shape: {busiest: -1.0} for shape in usable}
-    for bucket, rate in sorted(served.items()):
-        able = [shape for shape in sorted(usable) if bucket in problem.rates[shape]]
-        flows = [_Flow(bucket, shape) for shape in able]
-        variables += [Variable(flow, upper=1.0) for flow in flows]
-        rows.append(Row(dict.fromkeys(flows, 1.0), at_least=1.0, at_most=1.0))
-        for flow in flows:
-            loads[flow.shape][flow] = rate / problem.rates[flow.shape][bucket] / usable[flow.shape]
-    rows += [Row(terms, at_most=0.0) for terms in loads.values()]
-    found = minimise(Programme(tuple(variables), tuple(rows)), {busiest: 1.0}, Effort())
-    if not isinstance(found, Solved) or found.objective > 1 + _OVERLOAD_TOLERANCE:
+        if key.shape in capacity:
+            capacity[key.shape] += problem.utilisations[key] * count
+    demand = dict(problem.demand.requests_per_second)
+    parts = np.array([served.get(bucket, 0.0) / demand[bucket] for bucket in separation.buckets])
+    shares, busy = separation.levelled(np.array(list(capacity.values())), parts)
+    if not served.keys() <= set(separation.buckets) or busy > 1 + _OVERLOAD_TOLERANCE:
         raise SolverError("the replicas that the solver chose do not serve the demand; the plan that stands is kept")
-    return _shares(found)
-
-
-def _shares(solved: Solved) -> tuple[Share, ...]:
-    by_bucket: dict[Bucket, dict[Shape, float]] = {}
-    for key, share in solved.values.items():
-        if isinstance(key, _Flow) and share >= _SMALLEST_SHARE:
-            by_bucket.setdefault(key.bucket, {})[key.shape] = share
-    return tuple(
-        Share(bucket, shape, share / math.fsum(parts.values()))
-        for bucket, parts in sorted(by_bucket.items())
-        for shape, share in sorted(parts.items())
-    )
+    found: list[Share] = []
+    for bucket, part, column in zip(separation.buckets, parts, shares.T, strict=True):
+        if part > 0:
+            kept = np.where(column >= _SMALLEST_SHARE * part, column, 0.0)
+            whole = math.fsum(kept)
+            found += [
+                Share(bucket, shape, float(share / whole))
+                for shape, share in zip(separation.shapes, kept, strict=True)
+                if share > 0
+            ]
+    return tuple(sorted(found))

@@ -17,6 +17,7 @@ from typing import Any
 
 from medley.core.accelerators import OfferingKey
 from medley.planning import cover, programme
+from medley.planning.cover import Learnt
 from medley.planning.ilp import Row, Solved, Undecided
 from medley.planning.problem import AllocationProblem, Bound
 from medley.planning.programme import Replicas
@@ -52,20 +53,21 @@ def breakeven(problem: AllocationProblem, usd_per_hour: float, offerings: frozen
     `usd_per_hour`: the price of the cheapest plan, which has none of them. The budget does not count: it is not what
     speaks against an offering that is cheap enough.
     """
-    return _breakeven(replace(problem, fleet=()), usd_per_hour, offerings)
+    return _breakeven(replace(problem, fleet=(), change_usd=(), surcharge_usd=()), usd_per_hour, offerings)
 
 
 @lru_cache(maxsize=512)  # a pure function; passes over an unchanged world ask the same again
 def _breakeven(problem: AllocationProblem, usd_per_hour: float, offerings: frozenset[OfferingKey]) -> Breakeven:
     one = Row({Replicas(key): 1.0 for key in offerings}, at_least=1.0)
     without = frozenset({Bound.BUDGET})
-    prices = programme.cost(problem)
+    prices: dict[Any, float] = programme.objective(problem)
     own = {key: prices[key] for key in map(Replicas, offerings)}
     rest = {key: price for key, price in prices.items() if key not in own}
-    factor = 1.0
+    factor, learnt = 1.0, Learnt()
     for _ in range(_STEPS):
         objective: dict[Any, float] = {**rest, **{key: factor * price for key, price in own.items()}}
-        found = cover.solved(problem, [objective], without=without, rows=[one])
+        answer = cover.solved(problem, [objective], without=without, rows=[one], learnt=learnt)
+        found, learnt = answer.found, answer.learnt
         if isinstance(found, Undecided):
             return Below(factor, exact=False) if factor < 1 else NoRoom()
         if not isinstance(found, Solved):

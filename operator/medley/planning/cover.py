@@ -1,45 +1,49 @@
 """Solve the allocation programme without ever writing down its shares.
 
-Called by `allocator`, `shortage` and `breakeven` in place of `ilp.minimise`. Market and zone do not change what a
-replica can do, so all that the shares x of docs/allocation.md ask of the replicas is that the capacities C_s of the few
-shapes lie in a polyhedron. By linear duality it is the set of all C with
+Called by `allocator`, `shortage`, `breakeven` and `shadow` in place of `ilp.minimise`. The programme in the replicas
+alone is solved, an inequality of `separation.py` that its answer violates is looked for in each scenario and added, and
+so on until none is violated: first without whole numbers, which is quick and finds most inequalities, then with them.
+Some rounds of a programme in a few dozen to a few hundred integers, where the shares of all scenarios would be tens of
+thousands of columns.
 
-    sum_s p_s C_s + sum_b q_b w_b >= f sum_b q_b     for every p >= 0, with q_b = min_s p_s l_b / m_sb
-
-(f: the fraction that must be served; w: what may stay unmet). The programme without shares is solved, a violated
-inequality is looked for in each scenario by a small linear programme, added for all scenarios, and so on until none is
-violated: some rounds of a programme in a few dozen integers, where the shares of all scenarios would be thousands of
-columns.
+An inequality holds in every scenario, and says nothing of prices, caps or which offerings exist: `Learnt` carries them
+from one problem to the next.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from medley.core.accelerators import OfferingKey, Shape
+import numpy as np
+import numpy.typing as npt
+
 from medley.core.workload import Bucket
 from medley.planning import programme
-from medley.planning.ilp import Programme, Row, Solved, Terms, Undecided, Unsolvable, Variable, minimise
+from medley.planning.ilp import Model, Numbers, Point, Row, Solved, Terms, Undecided, Unsolvable, relative_gap
 from medley.planning.problem import AllocationProblem, Bound
 from medley.planning.programme import Replicas, Scenario, Unmet
+from medley.planning.separation import Cut, Separation, Weights
 
 _ROUNDS = 200
-# A violation must exceed what the solver lets pass (1e-6), or the same inequality would be found for ever. Loads below
-# the absolute bound are looked after by `_Cover.basic`.
-_RELATIVE = 1e-5
-_ABSOLUTE = 1e-7
 _SLACK = 1e-6
+_WHOLE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """Weights of shapes and buckets of one inequality; it holds in every scenario."""
+class Learnt:
+    """Inequalities that solving a problem found; they hold for any other and make it quicker if it is similar."""
 
-    shapes: tuple[tuple[Shape, float], ...]
-    buckets: tuple[tuple[Bucket, float], ...]
+    inequalities: tuple[Weights, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A solution, or why there is none; a lower bound of the first objective, and what was learnt on the way."""
+
+    found: Solved | Unsolvable | Undecided
+    learnt: Learnt
 
 
 def solved(
@@ -49,170 +53,192 @@ def solved(
     soft: bool = False,
     without: frozenset[Bound] = frozenset(),
     rows: Iterable[Row] = (),
-) -> Solved | Unsolvable | Undecided:
+    learnt: Learnt | None = None,
+) -> Answer:
     """Minimise the first objective, then the second among its optima, and so on, within the bounds and `rows`.
 
     An earlier objective may worsen by 1e-6 (relative, and at least absolute). Gap and objective are those of the first;
     a later one that cannot be decided within the effort is left out. `soft` and `without`: see `programme.built`.
     """
-    cover = _Cover(problem, programme.scenarios(problem, without), soft=soft)
-    if not soft and cover.unservable:
-        return Unsolvable()
-    current = programme.built(problem, soft=soft, without=without).with_rows(*rows, *cover.basic())
+    if not objectives:
+        raise ValueError("nothing to minimise")
+    cover = Cover(problem, programme.scenarios(problem, without), soft=soft, learnt=learnt or Learnt())
+    if not soft and cover.separation.unservable:
+        return Answer(Unsolvable(), cover.learnt)
+    model = Model(programme.built(problem, soft=soft, without=without).with_rows(*rows, *cover.basic()))
+    cover.begin(model)
     best: Solved | None = None
     for number, objective in enumerate(objectives):
-        found, current = cover.minimised(current, objective)
-        if not isinstance(found, Solved):
-            return found if best is None else best
-        best = found if best is None else Solved(found.values, best.objective, best.gap)
+        found = cover.minimised(model, model.costs(objective))
+        if not isinstance(found, Point):
+            return Answer(found if best is None else best, cover.learnt)
+        values = dict(zip(model.keys, found.values.tolist(), strict=True))
+        best = Solved(values, *((found.objective, relative_gap(found)) if best is None else (best.objective, best.gap)))
         if number + 1 < len(objectives):
-            reached = math.fsum(coefficient * found.values[key] for key, coefficient in objective.items())
-            current = current.with_rows(Row(objective, at_most=reached + _SLACK * max(1.0, abs(reached))))
-    if best is None:
-        raise ValueError("nothing to minimise")
-    return best
+            most = found.objective + _SLACK * max(1.0, abs(found.objective))
+            model.add([Row({key: value for key, value in objective.items() if value}, at_most=most)])
+    assert best is not None
+    return Answer(best, cover.learnt)
 
 
-class _Cover:
-    """What one problem's demand asks of replicas."""
+class Cover:
+    """What one problem's demand asks of replicas, as rows of a model in the replicas."""
 
-    def __init__(self, problem: AllocationProblem, scenarios: tuple[Scenario, ...], *, soft: bool) -> None:
+    def __init__(
+        self, problem: AllocationProblem, scenarios: tuple[Scenario, ...], *, soft: bool, learnt: Learnt
+    ) -> None:
+        self.separation = Separation(problem)
         self._problem = problem
-        self._scenarios = scenarios
         self._soft = soft
-        self._known: set[tuple[float, ...]] = set()  # weights of shapes of the inequalities found
-        self._loads: dict[Bucket, dict[Shape, float]] = {
-            bucket: {shape: demanded / rates[bucket] for shape, rates in problem.rates.items() if bucket in rates}
-            for bucket, demanded in sorted(problem.demand.requests_per_second)
-        }
-        self.unservable = [bucket for bucket, loads in self._loads.items() if not loads]
+        self._keys = sorted(o.key for o in problem.offerings if o.key.shape in problem.rates)
+        places = {shape: number for number, shape in enumerate(self.separation.shapes)}
+        self._shape = np.array([places[key.shape] for key in self._keys], dtype=np.intp)
+        utilisation = np.array([problem.utilisations[key] for key in self._keys])
+        alive = [np.array([each.survives(key) for key in self._keys], dtype=bool) for each in scenarios]
+        kept = [f for f in range(len(scenarios)) if soft or not _implied(f, scenarios, alive)]
+        self.scenarios = tuple(scenarios[f] for f in kept)
+        self._usable = [utilisation * alive[f] for f in kept]
+        self._given = learnt
+        self._cuts: list[Cut] = []
+        self._known: set[Weights] = set()
+        self._rows: set[tuple[Weights, int]] = set()  # inequality and scenario, of those that the model has
+
+    @property
+    def learnt(self) -> Learnt:
+        """The inequalities so far."""
+        return Learnt(tuple(cut.weights for cut in self._cuts))
 
     def basic(self) -> Iterator[Row]:
-        """Yield what holds for any demand: a replica of some able shape for every bucket, and one inequality by price.
+        """Yield a replica of some able shape for every bucket, in every scenario.
 
-        The first is what small loads need: the solver would not miss a replica for a load below its tolerance.
+        It is what small loads need: the solver would not miss a replica for a load below its tolerance.
         """
-        able = {bucket: frozenset(loads) for bucket, loads in self._loads.items()}
-        for scenario in self._scenarios:
-            seen: set[frozenset[Shape]] = set()
-            for bucket, shapes in able.items():
-                unmet: dict[Hashable, float] = {}
-                if self._soft:
-                    unmet = {Unmet(scenario.lost_zone, bucket): 1 / scenario.fraction}
-                elif shapes in seen:
+        able: dict[bytes, tuple[npt.NDArray[np.bool_], list[Bucket]]] = {}
+        for bucket, column in zip(self.separation.buckets, self.separation.able.T, strict=True):
+            able.setdefault(column.tobytes(), (column, []))[1].append(bucket)
+        for bucket in self.separation.unservable:
+            able.setdefault(b"", (np.zeros(len(self.separation.shapes), dtype=bool), []))[1].append(bucket)
+        for scenario, usable in zip(self.scenarios, self._usable, strict=True):
+            for column, buckets in able.values():
+                there: dict[Hashable, float] = {
+                    Replicas(key): 1.0
+                    for key, shape, use in zip(self._keys, self._shape, usable, strict=True)
+                    if use and column[shape]
+                }
+                if not self._soft:
+                    yield Row(there, at_least=1.0)
                     continue
-                seen.add(shapes)
-                there = [Replicas(key) for key in self._survivors(scenario) if key.shape in shapes]
-                yield Row({**dict.fromkeys(there, 1.0), **unmet}, at_least=1.0)
-        prices: dict[Shape, float] = {}
-        for each in self._problem.offerings:
-            usd = each.usd_per_hour / self._problem.utilisations[each.key]
-            prices[each.key.shape] = min(usd, prices.get(each.key.shape, math.inf))
-        if any(self._loads.values()):
-            yield from self._rows(self._cut({shape: prices[shape] for shape in self._problem.rates}))
+                yield from (
+                    Row({**there, Unmet(scenario.loss, bucket): 1 / scenario.fraction}, at_least=1.0)
+                    for bucket in buckets
+                )
 
-    def minimised(self, current: Programme, objective: Terms) -> tuple[Solved | Unsolvable | Undecided, Programme]:
-        """Minimise one objective; return the answer, and the programme with what was learnt on the way.
+    def begin(self, model: Model) -> None:
+        """Take up a model: note its columns, and give it the inequalities that are known before it is solved."""
+        self._columns = np.array([model.place[Replicas(key)] for key in self._keys], dtype=np.intp)
+        self._unmet = [
+            np.array([model.place[Unmet(scenario.loss, b)] for b in self.separation.buckets], dtype=np.intp)
+            for scenario in self.scenarios
+            if self._soft
+        ]
+        if not self.separation.buckets:
+            return
+        first = (self.separation.by_price(), *(self.separation.known(each) for each in self._given.inequalities))
+        for cut in first:
+            if cut.weights.of and cut.weights not in self._known:
+                self._learn(cut)
+                for scenario in range(len(self.scenarios)):
+                    self._add(model, cut, scenario)
 
-        First without whole numbers, since that is quick and finds most inequalities.
-        """
+    def minimised(self, model: Model, costs: Numbers) -> Point | Unsolvable | Undecided:
+        """Minimise one objective; the model learns on the way."""
+        effort = self._problem.solver_effort
         for whole in (False, True):
             for _ in range(_ROUNDS):
-                found = minimise(current if whole else _relaxed(current), objective, self._problem.effort)
-                if not isinstance(found, Solved):
-                    return found, current
-                violated = list(self._violated(found, whole=whole))
-                if not violated:
+                found = model.minimise(costs, effort, whole=whole)
+                if not isinstance(found, Point):
+                    return found
+                if whole:
+                    found = Point(_rounded(model, found.values), found.objective, found.bound)
+                if not self._refuted(model, found.values):
                     break
-                current = current.with_rows(*(row for cut in violated for row in self._rows(cut)))
             else:
-                return Undecided(), current
-        return found, current
+                return Undecided()
+        return found
 
-    def _violated(self, found: Solved, *, whole: bool) -> Iterator[Cut]:
-        asked: set[tuple[float, ...]] = set()
-        for scenario in self._scenarios:
-            capacity = dict.fromkeys(self._problem.rates, 0.0)
-            for key in self._survivors(scenario):
-                count = found.count(Replicas(key)) if whole else found.values[Replicas(key)]
-                capacity[key.shape] = capacity.get(key.shape, 0.0) + self._problem.utilisations[key] * count
-            served = {
-                bucket: scenario.fraction - (found.values[Unmet(scenario.lost_zone, bucket)] if self._soft else 0.0)
-                for bucket, loads in self._loads.items()
-                if loads
-            }
-            question = (*capacity.values(), *served.values())
-            if question in asked:
-                continue  # zones that lose the same
-            asked.add(question)
-            cut = self._separated(capacity, served)
-            if cut is not None:
-                yield cut
+    def capacities(self, values: Numbers) -> Iterator[tuple[int, Numbers, Numbers]]:
+        """Yield every scenario's number, capacities per shape, and part of every bucket that must be served."""
+        counts = values[self._columns]
+        for number, (scenario, usable) in enumerate(zip(self.scenarios, self._usable, strict=True)):
+            capacity: Numbers = np.bincount(
+                self._shape, weights=usable * counts, minlength=len(self.separation.shapes)
+            ).astype(float)
+            served = np.full(len(self.separation.buckets), scenario.fraction)
+            if self._soft:
+                served = np.maximum(served - values[self._unmet[number]], 0.0)
+            yield number, capacity, served
 
-    def _separated(self, capacity: Mapping[Shape, float], served: Mapping[Bucket, float]) -> Cut | None:
-        """Return the inequality that these capacities violate most, or None."""
-        variables = [Variable(shape) for shape in capacity] + [Variable(bucket) for bucket in served]
-        rows = [Row({shape: 1.0 + each for shape, each in capacity.items()}, at_least=1.0, at_most=1.0)]
-        rows += [
-            Row({bucket: 1.0, shape: -load}, at_most=0.0)
-            for bucket in served
-            for shape, load in self._loads[bucket].items()
-        ]
-        objective: dict[Any, float] = {**capacity, **{bucket: -share for bucket, share in served.items()}}
-        if not served:
-            return None
-        found = minimise(Programme(tuple(variables), tuple(rows)), objective, self._problem.effort)
-        if not isinstance(found, Solved):
-            return None
-        cut = self._cut({shape: max(found.values[shape], 0.0) for shape in capacity})
-        have = math.fsum(weight * capacity[shape] for shape, weight in cut.shapes)
-        need = math.fsum(weight * served[bucket] for bucket, weight in cut.buckets)
-        if need <= have + _RELATIVE * need + _ABSOLUTE:
-            return None
-        # What is known and still violated is within the solver's tolerance: asking again would change nothing.
-        weights = tuple(float(f"{weight:.6g}") for _, weight in cut.shapes)
-        if weights in self._known:
-            return None
-        self._known.add(weights)
-        return cut
+    def _refuted(self, model: Model, values: Numbers) -> bool:
+        """Add inequalities that the values violate; say whether there are any.
 
-    def _cut(self, weights: Mapping[Shape, float]) -> Cut:
-        """Return the inequality of these weights of shapes, with the largest weights of buckets that they allow."""
-        return Cut(
-            tuple(weights.items()),
-            tuple(
-                (bucket, min(weights[shape] * load for shape, load in loads.items()))
-                for bucket, loads in self._loads.items()
-                if loads
-            ),
-        )
+        What is known is tried first; only then new ones are looked for.
+        """
+        states = list(self.capacities(values))
+        added = 0
+        for number, capacity, served in states:
+            for cut in self._cuts:
+                if (cut.weights, number) not in self._rows and self.separation.violated(cut, capacity, served):
+                    self._add(model, cut, number)
+                    added += 1
+        if added:
+            return True
+        for number, capacity, served in states:
+            found = self.separation.separated(capacity, served)
+            # What is known and still violated is within the solver's tolerance: asking again would change nothing.
+            if found is not None and (found.weights, number) not in self._rows:
+                if found.weights not in self._known:
+                    self._learn(found)
+                self._add(model, found, number)
+                added += 1
+        return bool(added)
 
-    def _rows(self, cut: Cut) -> Iterator[Row]:
-        """Yield the inequality of every scenario, scaled to 1 on the right.
+    def _learn(self, cut: Cut) -> None:
+        self._known.add(cut.weights)
+        self._cuts.append(cut)
+
+    def _add(self, model: Model, cut: Cut, number: int) -> None:
+        """Add the inequality of one scenario, scaled to 1 on the right.
 
         A coefficient above 1 says that one replica is enough, which 1 says too: tighter, and free of large numbers.
         """
-        weights = dict(cut.shapes)
-        for scenario in self._scenarios:
-            right = scenario.fraction * math.fsum(weight for _, weight in cut.buckets)
-            if right <= 0:
-                continue
-            left: dict[Hashable, float] = {
-                Replicas(key): min(weights[key.shape] * self._problem.utilisations[key] / right, 1.0)
-                for key in self._survivors(scenario)
-                if weights.get(key.shape, 0.0) > 0
-            }
-            if self._soft:
-                left |= {Unmet(scenario.lost_zone, b): weight / right for b, weight in cut.buckets if weight > 0}
-            yield Row(left, at_least=1.0)
-
-    def _survivors(self, scenario: Scenario) -> list[OfferingKey]:
-        return [
-            each.key
-            for each in self._problem.offerings
-            if each.key.shape in self._problem.rates and programme.survives(each.key, scenario.lost_zone)
-        ]
+        self._rows.add((cut.weights, number))
+        right = self.scenarios[number].fraction * float(cut.buckets.sum())
+        if right <= 0:
+            return
+        left = np.minimum(cut.shapes[self._shape] * self._usable[number] / right, 1.0)
+        places, values = self._columns[left > 0], left[left > 0]
+        if self._soft:
+            some = cut.buckets > 0
+            places = np.concatenate([places, self._unmet[number][some]])
+            values = np.concatenate([values, cut.buckets[some] / right])
+        model.add_arrays(np.ones(1), np.full(1, math.inf), np.zeros(1), places, values)
 
 
-def _relaxed(current: Programme) -> Programme:
-    return Programme(tuple(replace(variable, integer=False) for variable in current.variables), current.rows)
+def _implied(number: int, scenarios: Sequence[Scenario], alive: Sequence[npt.NDArray[np.bool_]]) -> bool:
+    """Say whether another scenario asks for as much of fewer replicas; of equal ones the first is kept."""
+    return any(
+        other != number
+        and scenarios[other].fraction >= scenarios[number].fraction
+        and not (alive[other] & ~alive[number]).any()
+        and (
+            other < number
+            or scenarios[other].fraction > scenarios[number].fraction
+            or bool((alive[number] & ~alive[other]).any())
+        )
+        for other in range(len(scenarios))
+    )
+
+
+def _rounded(model: Model, values: Numbers) -> Numbers:
+    near = np.round(values)
+    return np.where(model.integer & (np.abs(values - near) <= _WHOLE), near, values)

@@ -1,20 +1,25 @@
-"""The only door to PuLP and HiGHS: a mixed-integer linear programme as a value, and its solution as a value.
+"""The only door to HiGHS: a mixed-integer linear programme as a value, and its solution as a value.
 
-Called by `cover`, `allocator` and `melange`. Knows nothing of GPUs.
+Called by `cover`, `separation`, `allocator`, `shortage` and `melange`. Knows nothing of GPUs.
+
+    minimise(programme, objective, effort)      once
+    model = Model(programme)                    several times: rows are added, objectives and bounds changed, and each
+    model.minimise(objective, effort)           solve starts from where the last one ended
 
 Solutions repeat: one thread, a fixed seed, a limit on nodes; the time limit is a safety net that ordinary runs never
-meet. PuLP only builds the model, and HiGHS's own status is read: PuLP 3.3 calls a run that was stopped without any
-solution "optimal", and raises KeyError at a node limit.
+meet.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pulp
+import highspy
+import numpy as np
+import numpy.typing as npt
 
 from medley.core.errors import SolverError
 
@@ -24,18 +29,24 @@ _STOPPED_AT_A_LIMIT = frozenset({"kTimeLimit", "kSolutionLimit", "kIterationLimi
 # "Unbounded or infeasible" is infeasible here: every objective is bounded below, its terms and variables being >= 0.
 _WITHOUT_SOLUTION = frozenset({"kInfeasible", "kUnboundedOrInfeasible"})
 _INTEGER_TOLERANCE = 1e-4
+_EXACT = 1e-6  # relative: a bound this near is the solver's tolerance, not a gap
 
 # Coefficient by key. Any, because a mapping that is only read is still not covariant in its keys.
 Terms = Mapping[Any, float]
+Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long the solver may look. The node limit is repeatable; the time is a safety net only."""
+    """How long the solver may look. The node limit is repeatable; the time is a safety net only.
+
+    `relative_gap`: how far above the least possible an objective may be; None: as far as the size of the problem
+    allows (docs/allocation.md).
+    """
 
     max_nodes: int = 5_000
     max_seconds: float = 20.0
-    relative_gap: float = 1e-6
+    relative_gap: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,92 +105,174 @@ class Undecided:
     """The limits of the effort were met before any solution was found."""
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A solution in the order of a model's columns; `bound`: no solution has an objective below it."""
+
+    values: Numbers
+    objective: float
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class Duals:
+    """Of a linear programme at its optimum: price of each row's bound, and of each column's (reduced cost)."""
+
+    rows: Numbers
+    columns: Numbers
+
+
 def minimise(programme: Programme, objective: Terms, effort: Effort) -> Solved | Unsolvable | Undecided:
     """Return the values of least objective.
 
     Raises SolverError for numbers that are not finite and for a numerical failure of the solver.
     """
-    _refuse_not_finite(programme, objective)
-    # PuLP does not take rows or programmes without variables; such rows hold or do not.
-    if any((row.at_least or 0.0) > 0 or (row.at_most or 0.0) < 0 for row in programme.rows if not row.terms):
-        return Unsolvable()
-    if not programme.variables:
-        return Solved({}, 0.0, 0.0)
-    problem, columns = _built(programme, objective)
-    solver = pulp.HiGHS(
-        msg=False,
-        threads=1,
-        timeLimit=effort.max_seconds,
-        gapRel=effort.relative_gap,
-        mip_max_nodes=effort.max_nodes,
-        random_seed=0,
-    )
-    solver.createAndConfigureSolver(problem)
-    solver.buildSolverModel(problem)
-    solver.callSolver(problem)
-    model = problem.solverModel
-    status, info = model.getModelStatus().name, model.getInfo()
-    if status in _WITHOUT_SOLUTION:
-        return Unsolvable()
-    if status in _STOPPED_AT_A_LIMIT and info.primal_solution_status != _HAS_SOLUTION:
-        return Undecided()
-    if status != "kOptimal" and status not in _STOPPED_AT_A_LIMIT:
-        raise SolverError(f"the solver ended with {status.removeprefix('k')}")
-    answer = model.getSolution().col_value
-    values = {key: float(answer[column.index]) for key, column in columns.items()}
-    if not all(math.isfinite(value) for value in values.values()):
-        raise SolverError("the solver returned values that are not finite")
-    found = math.fsum(coefficient * values[key] for key, coefficient in objective.items())
-    return Solved(values, found, _gap(programme, status, info.mip_gap))
+    model = Model(programme)
+    found = model.minimise(model.costs(objective), effort)
+    if not isinstance(found, Point):
+        return found
+    return Solved(dict(zip(model.keys, found.values.tolist(), strict=True)), found.objective, relative_gap(found))
 
 
-def _gap(programme: Programme, status: str, mip_gap: float) -> float:
-    if status == "kOptimal":
+def relative_gap(found: Point) -> float:
+    """Return how far the objective of a point may be above the least possible, as a part of it; 0: proven."""
+    if found.objective - found.bound <= _EXACT * max(1.0, abs(found.objective)):
         return 0.0
-    whole = any(variable.integer for variable in programme.variables)
-    return float(mip_gap) if whole else math.inf
+    return (found.objective - found.bound) / abs(found.objective) if found.objective else math.inf
 
 
-def _built(programme: Programme, objective: Terms) -> tuple[pulp.LpProblem, dict[Hashable, pulp.LpVariable]]:
-    problem = pulp.LpProblem("medley", pulp.LpMinimize)
-    columns = {
-        variable.key: problem.add_variable(
-            # Padded, because PuLP sorts by name and the order of columns decides among equal solutions.
-            f"v{number:07d}",
-            lowBound=0,
-            upBound=variable.upper,
-            cat=pulp.LpInteger if variable.integer else pulp.LpContinuous,
+class Model:
+    """A programme inside the solver; `place` and `keys` translate between names of variables and columns."""
+
+    def __init__(self, programme: Programme) -> None:
+        upper = np.array([math.inf if v.upper is None else v.upper for v in programme.variables], dtype=float)
+        whole = np.array([v.integer for v in programme.variables], dtype=bool)
+        self._begin([variable.key for variable in programme.variables], upper, whole)
+        self.add(programme.rows)
+
+    @classmethod
+    def of_columns(cls, upper: Numbers) -> Model:
+        """Return a model of continuous columns without names and without rows."""
+        model = cls(Programme((), ()))
+        model._begin(range(len(upper)), upper, np.zeros(len(upper), dtype=bool))  # its own class
+        return model
+
+    def _begin(self, keys: Sequence[Hashable], upper: Numbers, integer: npt.NDArray[np.bool_]) -> None:
+        self.keys = keys
+        self.upper, self.integer = upper, integer
+        self.place = {key: number for number, key in enumerate(keys)} if isinstance(keys, list) else {}
+        self._whole = False
+        self._empty_row_fails = False
+        if np.isnan(upper).any():
+            raise SolverError("a number in the programme is not finite")
+        self._highs: Any = highspy.Highs()  # type: ignore[no-untyped-call]
+        for option, value in (("output_flag", False), ("threads", 1), ("random_seed", 0)):
+            self._highs.setOptionValue(option, value)
+        self._highs.addVars(len(upper), np.zeros(len(upper)), upper)
+
+    def costs(self, terms: Terms) -> Numbers:
+        """Return an objective as a vector."""
+        vector = np.zeros(len(self.keys))
+        for key, coefficient in terms.items():
+            vector[self.place[key]] = coefficient
+        return vector
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Add constraints."""
+        rows = tuple(rows)
+        # A row without variables holds or does not.
+        self._empty_row_fails |= any(
+            (row.at_least or 0.0) > 0 or (row.at_most or 0.0) < 0 for row in rows if not row.terms
         )
-        for number, variable in enumerate(programme.variables)
-    }
-    # Every column is named in the objective: PuLP knows only the variables that it meets in an expression.
-    problem.setObjective(_expression(columns, {**dict.fromkeys(columns, 0.0), **objective}))
-    for row in (row for row in programme.rows if row.terms):
-        for sense, bound in _sides(row):
-            problem.addConstraint(pulp.LpConstraint(_expression(columns, row.terms), sense, rhs=bound))
-    return problem, columns
+        rows = tuple(row for row in rows if row.terms)
+        self.add_arrays(
+            np.array([-math.inf if row.at_least is None else row.at_least for row in rows]),
+            np.array([math.inf if row.at_most is None else row.at_most for row in rows]),
+            np.cumsum([0, *(len(row.terms) for row in rows)])[:-1],
+            np.array([self.place[key] for row in rows for key in row.terms], dtype=np.int32),
+            np.array([coefficient for row in rows for coefficient in row.terms.values()], dtype=float),
+        )
+
+    def add_arrays(
+        self,
+        at_least: Numbers,
+        at_most: Numbers,
+        starts: npt.NDArray[Any],
+        columns: npt.NDArray[Any],
+        coefficients: Numbers,
+    ) -> None:
+        """Add constraints, written row by row: row r has the entries from starts[r] to starts[r + 1]."""
+        _refuse_not_finite(coefficients, np.where(np.isneginf(at_least), 0.0, at_least))
+        _refuse_not_finite(np.where(np.isposinf(at_most), 0.0, at_most))
+        if len(starts):
+            self._highs.addRows(
+                len(starts),
+                at_least,
+                at_most,
+                len(columns),
+                starts.astype(np.int32),
+                columns.astype(np.int32),
+                coefficients,
+            )
+
+    def bound_columns(self, columns: Sequence[int] | npt.NDArray[Any], upper: Numbers) -> None:
+        """Change upper bounds of columns."""
+        places = np.asarray(columns, dtype=np.int32)
+        self._highs.changeColsBounds(len(places), places, np.zeros(len(places)), upper)
+
+    def bound_rows(self, at_least: Numbers, at_most: Numbers) -> None:
+        """Change the bounds of all rows, in the order of adding."""
+        self._highs.changeRowsBounds(len(at_least), np.arange(len(at_least), dtype=np.int32), at_least, at_most)
+
+    def minimise(
+        self, costs: Numbers, effort: Effort, *, whole: bool = True, start: Numbers | None = None
+    ) -> Point | Unsolvable | Undecided:
+        """Return the point of least cost; not `whole`: integers may be fractions. `start`: a point that is known."""
+        _refuse_not_finite(costs)
+        if self._empty_row_fails:
+            return Unsolvable()
+        if not self.keys:
+            return Point(np.zeros(0), 0.0, 0.0)
+        whole = whole and bool(self.integer.any())
+        self._be(whole=whole)
+        highs = self._highs
+        highs.changeColsCost(len(costs), np.arange(len(costs), dtype=np.int32), costs)
+        highs.setOptionValue("time_limit", highs.getRunTime() + effort.max_seconds)
+        if whole:
+            highs.setOptionValue("mip_max_nodes", effort.max_nodes)
+            highs.setOptionValue("mip_rel_gap", _EXACT if effort.relative_gap is None else effort.relative_gap)
+            if start is not None:
+                highs.setSolution(len(start), np.arange(len(start), dtype=np.int32), start)
+        highs.run()
+        status, info = highs.getModelStatus().name, highs.getInfo()
+        if status in _WITHOUT_SOLUTION:
+            return Unsolvable()
+        if status in _STOPPED_AT_A_LIMIT and info.primal_solution_status != _HAS_SOLUTION:
+            return Undecided()
+        if status != "kOptimal" and status not in _STOPPED_AT_A_LIMIT:
+            raise SolverError(f"the solver ended with {status.removeprefix('k')}")
+        values = np.array(highs.getSolution().col_value)
+        if not np.isfinite(values).all():
+            raise SolverError("the solver returned values that are not finite")
+        objective = math.fsum(costs * values)
+        if status != "kOptimal" and not whole:
+            return Point(values, objective, -math.inf)
+        return Point(values, objective, min(info.mip_dual_bound, objective) if whole else objective)
+
+    def duals(self) -> Duals:
+        """Return the prices at the linear optimum just found (after `minimise(..., whole=False)`)."""
+        solution = self._highs.getSolution()
+        return Duals(np.array(solution.row_dual), np.array(solution.col_dual))
+
+    def _be(self, *, whole: bool) -> None:
+        if whole == self._whole:
+            return
+        kind = highspy.HighsVarType.kInteger if whole else highspy.HighsVarType.kContinuous
+        places = np.flatnonzero(self.integer).astype(np.int32)
+        self._highs.changeColsIntegrality(len(places), places, np.full(len(places), kind.value, dtype=np.uint8))
+        self._whole = whole
 
 
-def _sides(row: Row) -> Iterator[tuple[int, float]]:
-    if row.at_least is not None and row.at_least == row.at_most:
-        yield pulp.LpConstraintEQ, row.at_least
-        return
-    if row.at_least is not None:
-        yield pulp.LpConstraintGE, row.at_least
-    if row.at_most is not None:
-        yield pulp.LpConstraintLE, row.at_most
-
-
-def _expression(columns: Mapping[Hashable, pulp.LpVariable], terms: Terms) -> pulp.LpAffineExpression:
-    return pulp.LpAffineExpression([(columns[key], coefficient) for key, coefficient in terms.items()])
-
-
-def _refuse_not_finite(programme: Programme, objective: Terms) -> None:
-    numbers = [
-        *objective.values(),
-        *(variable.upper for variable in programme.variables if variable.upper is not None),
-        *(bound for row in programme.rows for bound in (row.at_least, row.at_most) if bound is not None),
-        *(coefficient for row in programme.rows for coefficient in row.terms.values()),
-    ]
-    if not all(math.isfinite(number) for number in numbers):
+def _refuse_not_finite(*vectors: Numbers) -> None:
+    if not all(np.isfinite(vector).all() for vector in vectors):
         raise SolverError("a number in the programme is not finite")

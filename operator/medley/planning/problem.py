@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 
@@ -30,17 +30,40 @@ MICRODOLLARS = 6  # decimals of amounts of money: sums are rounded to what a pri
 # Beyond these the solver's absolute tolerances (1e-6) stop meaning anything.
 LARGEST_USD_PER_HOUR = 1e6
 LARGEST_REPLICAS = 1e6
+# The problem is exact up to so many offerings; beyond them a plan this near to the cheapest is good enough.
+EXACT_OFFERINGS = 60
+EXACT, NEAR = 1e-6, 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A resource of one replica (step time, KV memory, slots) and how much of it one request/s of a size takes.
+
+    1 is all of it; a bucket that is absent takes nothing.
+    """
+
+    name: str
+    per_request: tuple[tuple[Bucket, float], ...]
+
+    def __post_init__(self) -> None:
+        for bucket, load in self.per_request:
+            if not math.isfinite(load) or load < 0:
+                raise InvalidInputError(f"load {self.name}", f"expected 0 or more in bucket {bucket}, got {load}")
 
 
 @dataclass(frozen=True, slots=True)
 class ShapeThroughput:
     """What one replica of a shape sustains within the SLO: requests/s per bucket, had it no other traffic.
 
-    Buckets that it cannot serve are absent: there is no rate of zero.
+    Buckets that it cannot serve are absent: there is no rate of zero. `loads`: resources that sizes share beyond that.
+    `throughput_row`: whether the sum of rate / requests_per_second bounds a replica, as in Mélange. A mixture model
+    leaves it out: 1 / requests_per_second is the dearest of its own rows for each size, so the sum would hide them.
     """
 
     shape: Shape
     requests_per_second: tuple[tuple[Bucket, float], ...]
+    loads: tuple[Load, ...] = ()
+    throughput_row: bool = True
 
     def __post_init__(self) -> None:
         for bucket, rate in self.requests_per_second:
@@ -48,6 +71,12 @@ class ShapeThroughput:
                 raise InvalidInputError(
                     f"profile of {self.shape}", f"expected positive requests/s in bucket {bucket}, got {rate}"
                 )
+        if not (self.throughput_row or self.loads):
+            raise InvalidInputError(
+                f"profile of {self.shape}", "nothing bounds a replica; keep throughput_row or give loads"
+            )
+        if len({bucket for bucket, _ in self.requests_per_second}) != len(self.requests_per_second):
+            raise InvalidInputError(f"profile of {self.shape}", "a bucket is named twice; keep one")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +98,78 @@ class Cap:
                 raise InvalidInputError(self.name, f"expected a positive use by {key}, got {use}")
 
 
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """At most so many GPUs of a class, a market and a zone together; None: any."""
+
+    gpus: float
+    accelerator_class: str | None = None
+    market: Market | None = None
+    zone: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: "GPUs of l4, spot, zone-a"."""
+        named = [str(part) for part in (self.accelerator_class, self.market, self.zone) if part is not None]
+        return f"GPUs of {', '.join(named)}" if named else "GPUs"
+
+    def on(self, offerings: Iterable[Offering]) -> Cap:
+        """Return the cap that it puts on these offerings."""
+        return Cap(
+            self.name,
+            self.gpus,
+            tuple(
+                (offering.key, float(offering.key.shape.gpus))
+                for offering in offerings
+                if _matches(offering.key, self.accelerator_class, self.market, self.zone)
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LossScenario:
+    """All replicas of a class, a market and a zone are gone at once; None: any.
+
+    `survive`: the part of every bucket's demand that must still be served; None: the service's survive_zone_loss.
+    """
+
+    zone: str | None = None
+    accelerator_class: str | None = None
+    market: Market | None = Market.SPOT
+    survive: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.zone is None and self.accelerator_class is None and self.market is None:
+            raise InvalidInputError("scenarios", "nothing would be left; name a zone, a class or a market")
+        if self.survive is not None and not 0 <= self.survive <= 1:
+            raise InvalidInputError("scenarios", f"expected to survive 0 to 1 of the demand, got {self.survive}")
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: "l4, spot, zone-a"."""
+        return ", ".join(str(each) for each in (self.accelerator_class, self.market, self.zone) if each is not None)
+
+    def loses(self, key: OfferingKey) -> bool:
+        """Say whether an offering's replicas are gone."""
+        return _matches(key, self.accelerator_class, self.market, self.zone)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Anti-affinity over zones: replicas in at least so many of them, at most this part of the replicas in any one."""
+
+    min_zones: int = 1
+    max_zone_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.min_zones < 1:
+            raise InvalidInputError("spread.minZones", f"expected 1 or more, got {self.min_zones}")
+        if not 0 < self.max_zone_share <= 1:
+            raise InvalidInputError(
+                "spread.maxZoneShare", f"expected above 0% and at most 100%, got {self.max_zone_share}"
+            )
+
+
 @dataclass(frozen=True)
 class AllocationProblem:
     """What must be served, what can be bought and within which bounds.
@@ -76,7 +177,11 @@ class AllocationProblem:
     `spot.use` was applied when the offerings were made (`offerings.py`); its two fractions are constraints here:
     at least ceil(on_demand_floor x replicas) are not spot, and survive_zone_loss of every bucket's demand is still
     served when all spot replicas of any one zone are gone.
+    `scenarios`: the losses that are survived; empty: every zone's spot, if survive_zone_loss is above 0.
     `fleet`: replicas that exist now; among plans of equal cost the one nearest to it is taken, then the first by name.
+    `change_usd`: added to the objective for every replica launched beyond the fleet, in US dollars per hour (what a
+    launch costs once / the hours that it must pay for itself in). `surcharge_usd`: added to the objective per replica,
+    not to the bill, in US dollars per hour (the price of a quota that services share).
     """
 
     demand: Demand
@@ -89,25 +194,28 @@ class AllocationProblem:
     utilisation: float = DEFAULT_UTILISATION
     utilisation_of: tuple[tuple[OfferingKey, float], ...] = ()  # offerings that differ from `utilisation`
     effort: Effort = field(default_factory=Effort)
+    scenarios: tuple[LossScenario, ...] = ()
+    quotas: tuple[Quota, ...] = ()
+    spread: Spread = field(default_factory=Spread)
+    change_usd: tuple[tuple[OfferingKey, float], ...] = ()
+    surcharge_usd: tuple[tuple[OfferingKey, float], ...] = ()
 
     def __post_init__(self) -> None:
         _check_bounds(self.limits, self.spot)
+        _check_objective(self)
         _refuse_twice("offering", (offering.key for offering in self.offerings))
         _refuse_twice("profile", (row.shape for row in self.throughput))
         for offering in self.offerings:
-            price, cap = offering.usd_per_hour, offering.max_replicas
-            if not (math.isfinite(price) and 0 < price <= LARGEST_USD_PER_HOUR):
-                raise InvalidInputError(
-                    f"price of {offering.key}", f"expected US dollars per hour above 0, got {price}"
-                )
-            if cap is not None and cap < 0:
-                raise InvalidInputError(f"cap of {offering.key}", f"expected 0 or more, got {cap}")
+            _check_offering(offering)
         for value in (self.utilisation, *(u for _, u in self.utilisation_of)):
             if not 0 < value <= 1:
                 raise InvalidInputError("utilisation", f"expected above 0 and at most 1, got {value}")
+        best: dict[Bucket, float] = {}
+        for row in self.throughput:
+            for bucket, rate in row.requests_per_second:
+                best[bucket] = max(rate, best.get(bucket, 0.0))
         for bucket, demanded in self.demand.requests_per_second:
-            rates = [rate for row in self.throughput for b, rate in row.requests_per_second if b == bucket]
-            if rates and demanded / max(rates) > LARGEST_REPLICAS:
+            if bucket in best and demanded / best[bucket] > LARGEST_REPLICAS:
                 raise InvalidInputError(
                     "spec.workload.requestsPerSecond",
                     f"{demanded:g} requests/s would need over a million replicas; check the rate and the profiles",
@@ -133,6 +241,45 @@ class AllocationProblem:
         }
 
     @cached_property
+    def rows(self) -> Mapping[Shape, tuple[tuple[str, Mapping[Bucket, float]], ...]]:
+        """Name and load per request/s and bucket of what bounds one replica, of the shapes and buckets of `rates`.
+
+        Of every replica of the shape, no more than its utilisation may be taken of any of these.
+        """
+        found: dict[Shape, tuple[tuple[str, Mapping[Bucket, float]], ...]] = {}
+        for row in self.throughput:
+            if row.shape not in self.rates:
+                continue
+            served = self.rates[row.shape]
+            rows: list[tuple[str, Mapping[Bucket, float]]] = []
+            if row.throughput_row:
+                rows.append(("throughput", {bucket: 1 / rate for bucket, rate in served.items()}))
+            rows += [(load.name, {b: value for b, value in load.per_request if b in served}) for load in row.loads]
+            found[row.shape] = tuple(rows)
+        return found
+
+    @cached_property
+    def all_caps(self) -> tuple[Cap, ...]:
+        """Caps and quotas as caps."""
+        return (*self.caps, *(quota.on(self.offerings) for quota in self.quotas))
+
+    @cached_property
+    def losses(self) -> tuple[tuple[LossScenario, float], ...]:
+        """Losses to survive and the part of the demand that is still served; none of part 0."""
+        default = self.spot.survive_zone_loss
+        zones = sorted({o.key.zone for o in self.offerings if o.key.market is Market.SPOT})
+        declared = self.scenarios or tuple(LossScenario(zone=zone) for zone in zones)
+        parts = ((each, default if each.survive is None else each.survive) for each in declared)
+        return tuple((each, part) for each, part in parts if part > 0)
+
+    @cached_property
+    def solver_effort(self) -> Effort:
+        """The effort, with the gap that suits the number of offerings where none is asked for."""
+        if self.effort.relative_gap is not None:
+            return self.effort
+        return replace(self.effort, relative_gap=EXACT if len(self.offerings) <= EXACT_OFFERINGS else NEAR)
+
+    @cached_property
     def utilisations(self) -> Mapping[OfferingKey, float]:
         """Part of its throughput that each offering is planned to use."""
         differing = dict(self.utilisation_of)
@@ -152,13 +299,17 @@ class Share:
 class Allocation:
     """How many replicas of what, and who serves which sizes.
 
-    `gap`: how far above the cheapest possible the price may be, relative (0: proven cheapest).
+    `gap`: how far above the least possible what was minimised may be, relative (0: proven). That is `objective`: the
+    bill, the expected cost of interruptions, changes and surcharges, in US dollars per hour; `bound`: no plan has less.
     """
 
     replicas: tuple[tuple[OfferingKey, int], ...]  # sorted; none with 0
     shares: tuple[Share, ...]  # sorted; none with 0
-    usd_per_hour: float
+    usd_per_hour: float  # the bill
     gap: float
+    interruptions_usd_per_hour: float = 0.0
+    objective: float = field(default=0.0, compare=False)
+    bound: float = field(default=0.0, compare=False)
 
     @property
     def total_replicas(self) -> int:
@@ -184,6 +335,7 @@ class Bound(StrEnum):
     REPLICAS = "spec.limits.maxReplicas"
     ON_DEMAND_FLOOR = "spec.spot.onDemandFloor"
     ZONE_LOSS = "spec.spot.surviveZoneLoss"
+    SPREAD = "spread"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +367,41 @@ class Infeasible:
     def message(self) -> str:
         """One sentence per binding bound, field first, for a condition."""
         return "; ".join(f"{binding.bound}: {binding.message}" for binding in self.bindings)
+
+
+def _matches(key: OfferingKey, accelerator_class: str | None, market: Market | None, zone: str | None) -> bool:
+    return (
+        accelerator_class in (None, key.shape.accelerator_class)
+        and market in (None, key.market)
+        and zone in (None, key.zone)
+    )
+
+
+def _check_offering(offering: Offering) -> None:
+    price, cap = offering.usd_per_hour, offering.max_replicas
+    if not (math.isfinite(price) and 0 < price <= LARGEST_USD_PER_HOUR):
+        raise InvalidInputError(f"price of {offering.key}", f"expected US dollars per hour above 0, got {price}")
+    if cap is not None and cap < 0:
+        raise InvalidInputError(f"cap of {offering.key}", f"expected 0 or more, got {cap}")
+    risk = offering.interruptions_usd_per_hour
+    if not (math.isfinite(risk) and 0 <= risk <= LARGEST_USD_PER_HOUR):
+        raise InvalidInputError(
+            f"interruptions of {offering.key}",
+            f"expected a rate and times of 0 or more, got {offering.interruptions_per_hour} an hour, "
+            f"{offering.cold_start} and {offering.moved_state}",
+        )
+
+
+def _check_objective(problem: AllocationProblem) -> None:
+    for name, terms in (("changeUSD", problem.change_usd), ("surchargeUSD", problem.surcharge_usd)):
+        _refuse_twice(f"{name} of", (key for key, _ in terms))
+        for key, usd in terms:
+            if not (math.isfinite(usd) and 0 <= usd <= LARGEST_USD_PER_HOUR):
+                raise InvalidInputError(f"{name} of {key}", f"expected US dollars of 0 or more, got {usd}")
+    _refuse_twice("fleet", (key for key, _ in problem.fleet))
+    for key, count in problem.fleet:
+        if count < 0:
+            raise InvalidInputError(f"fleet {key}", f"expected 0 or more replicas, got {count}")
 
 
 def _refuse_twice(what: str, keys: Iterator[OfferingKey] | Iterator[Shape]) -> None:

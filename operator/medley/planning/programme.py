@@ -4,7 +4,9 @@ Called by `cover`, which adds to it what serving the demand asks of the replicas
 `breakeven`, which differ in what they leave out (`without`), let slip (`soft`) and minimise.
 
     y_k   Replicas(offering)           integer      replicas of an offering
-    w     Unmet(zone or None, bucket)  continuous   share of a bucket that nobody serves (soft programmes only)
+    v_z   Used(zone)                   0 or 1       whether replicas are in a zone (with spread.min_zones alone)
+    n_k   Launches(offering)           continuous   replicas beyond those that exist
+    w     Unmet(loss or None, bucket)  continuous   share of a bucket that nobody serves (soft programmes only)
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from medley.core.accelerators import Market, Offering, OfferingKey
 from medley.core.workload import Bucket
 from medley.planning.ilp import Programme, Row, Variable
-from medley.planning.problem import AllocationProblem, Bound
+from medley.planning.problem import AllocationProblem, Bound, LossScenario
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,23 +29,34 @@ class Replicas:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A state in which `fraction` of every bucket must be served: normal times (None), or a zone's spot is lost."""
+    """A state in which `fraction` of every bucket must be served: normal times (None), or after a loss."""
 
-    lost_zone: str | None
+    loss: LossScenario | None
     fraction: float
+
+    def survives(self, key: OfferingKey) -> bool:
+        """Say whether an offering's replicas are still there."""
+        return self.loss is None or not self.loss.loses(key)
 
 
 @dataclass(frozen=True, slots=True)
 class Unmet:
     """Names the variable: share of a bucket that stays unserved."""
 
-    lost_zone: str | None
+    loss: LossScenario | None
     bucket: Bucket
 
 
 @dataclass(frozen=True, slots=True)
 class MissingReplicas:
     """Names the variable: replicas short of limits.minReplicas."""
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Names the variable: whether a zone has replicas."""
+
+    zone: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +77,15 @@ def built(problem: AllocationProblem, *, soft: bool = False, without: frozenset[
     rows: list[Row] = []
     if soft:
         variables += [
-            Variable(Unmet(scenario.lost_zone, bucket), upper=scenario.fraction)
+            Variable(Unmet(scenario.loss, bucket), upper=scenario.fraction)
             for scenario in scenarios(problem, without)
             for bucket, _ in sorted(problem.demand.requests_per_second)
         ]
-    if soft:
         variables.append(Variable(MissingReplicas()))
-    rows += _bounds(problem, offerings, soft=soft, without=without)
-    if problem.fleet:
+    rows += (row for _, row in bounds(problem, offerings, soft=soft, without=without))
+    if _needs_zones(problem) and Bound.SPREAD not in without:
+        variables += [Variable(Used(zone), upper=1.0, integer=True) for zone in _zones(offerings)]
+    if problem.fleet or problem.change_usd:
         variables += [Variable(Launches(o.key)) for o in offerings]
         existing = dict(problem.fleet)
         rows += [
@@ -82,22 +96,27 @@ def built(problem: AllocationProblem, *, soft: bool = False, without: frozenset[
 
 
 def scenarios(problem: AllocationProblem, without: frozenset[Bound] = frozenset()) -> tuple[Scenario, ...]:
-    """Return the states in which demand must be served: normal times first, then the loss of each zone's spot."""
+    """Return the states in which demand must be served: normal times first, then after each loss."""
     normal = Scenario(None, 1.0)
-    if problem.spot.survive_zone_loss == 0 or Bound.ZONE_LOSS in without:
+    if Bound.ZONE_LOSS in without:
         return (normal,)
-    zones = sorted({o.key.zone for o in problem.offerings if o.key.market is Market.SPOT})
-    return (normal, *(Scenario(zone, problem.spot.survive_zone_loss) for zone in zones))
-
-
-def survives(key: OfferingKey, lost_zone: str | None) -> bool:
-    """Say whether an offering's replicas are still there once a zone's spot is lost."""
-    return not (key.market is Market.SPOT and key.zone == lost_zone)
+    return (normal, *(Scenario(loss, part) for loss, part in problem.losses))
 
 
 def cost(problem: AllocationProblem) -> dict[object, float]:
-    """Return the objective: US dollars per hour."""
+    """Return the bill: US dollars per hour."""
     return {Replicas(offering.key): offering.usd_per_hour for offering in problem.offerings}
+
+
+def objective(problem: AllocationProblem) -> dict[object, float]:
+    """Return what is minimised: the bill, the expected cost of interruptions, surcharges, and launches."""
+    surcharges = dict(problem.surcharge_usd)
+    terms: dict[object, float] = {
+        Replicas(o.key): o.usd_per_hour + o.interruptions_usd_per_hour + surcharges.get(o.key, 0.0)
+        for o in problem.offerings
+    }
+    offered = {offering.key for offering in problem.offerings}
+    return terms | {Launches(key): usd for key, usd in problem.change_usd if key in offered}
 
 
 def replicas(problem: AllocationProblem) -> dict[object, float]:
@@ -112,49 +131,77 @@ def preference(problem: AllocationProblem) -> dict[object, float]:
     """
     keys = sorted(offering.key for offering in problem.offerings)
     terms: dict[object, float] = {Replicas(key): (place + 1) / len(keys) for place, key in enumerate(keys)}
-    if problem.fleet:
+    if problem.fleet or problem.change_usd:
         terms |= {Launches(key): 10.0 for key in keys}
     return terms
 
 
 def unserved(problem: AllocationProblem, *, after_loss: bool, without: frozenset[Bound]) -> dict[object, float]:
-    """Return the objective: the part of the demand that stays unserved, in normal times or over the losses of zones."""
+    """Return the objective: the part of the demand that stays unserved, in normal times or after losses."""
     total = problem.demand.total
     if not after_loss:
         return {Unmet(None, bucket): rate / total for bucket, rate in problem.demand.requests_per_second}
     terms: dict[object, float] = {MissingReplicas(): 1.0}
     terms |= {
-        Unmet(scenario.lost_zone, bucket): rate / total
+        Unmet(scenario.loss, bucket): rate / total
         for scenario in scenarios(problem, without)
-        if scenario.lost_zone is not None
+        if scenario.loss is not None
         for bucket, rate in problem.demand.requests_per_second
     }
     return terms
 
 
-def _bounds(
+def bounds(
     problem: AllocationProblem, offerings: Iterable[Offering], *, soft: bool, without: frozenset[Bound]
-) -> Iterator[Row]:
+) -> Iterator[tuple[str, Row]]:
+    """Yield what bounds the replicas beside the demand: the name of each bound, and its row."""
+    offerings = tuple(offerings)
     every = replicas(problem)
     limits, floor = problem.limits, problem.spot.on_demand_floor
     if Bound.REPLICAS not in without:
-        yield Row(every, at_most=float(limits.max_replicas))
+        yield Bound.REPLICAS, Row(every, at_most=float(limits.max_replicas))
     if limits.min_replicas:
         short: Mapping[object, float] = {MissingReplicas(): 1.0} if soft else {}
-        yield Row({**every, **short}, at_least=float(limits.min_replicas))
+        yield "spec.limits.minReplicas", Row({**every, **short}, at_least=float(limits.min_replicas))
     if limits.max_usd_per_hour is not None and Bound.BUDGET not in without:
-        yield Row(cost(problem), at_most=float(limits.max_usd_per_hour))
+        yield Bound.BUDGET, Row(cost(problem), at_most=float(limits.max_usd_per_hour))
     if floor > 0 and Bound.ON_DEMAND_FLOOR not in without:
         markets: dict[object, float] = {
             Replicas(o.key): -floor if o.key.market is Market.SPOT else 1 - floor for o in offerings
         }
-        yield Row(markets, at_least=0.0)
+        yield Bound.ON_DEMAND_FLOOR, Row(markets, at_least=0.0)
     if Bound.CAPS not in without:
         offered = {offering.key for offering in offerings}
-        for cap in problem.caps:
+        for cap in problem.all_caps:
             uses: dict[object, float] = {Replicas(key): use for key, use in cap.uses if key in offered}
             if uses:
-                yield Row(uses, at_most=cap.at_most)
+                yield cap.name, Row(uses, at_most=cap.at_most)
+    if Bound.SPREAD not in without:
+        yield from ((Bound.SPREAD, row) for row in _spread(problem, offerings, soft=soft))
+
+
+def _needs_zones(problem: AllocationProblem) -> bool:
+    wanted = bool(problem.demand.requests_per_second) or problem.limits.min_replicas > 0
+    return problem.spread.min_zones > 1 and wanted
+
+
+def _spread(problem: AllocationProblem, offerings: tuple[Offering, ...], *, soft: bool) -> Iterator[Row]:
+    """Yield at most max_zone_share of the replicas in any zone, and at least min_zones zones with one."""
+    zones, most = _zones(offerings), problem.spread.max_zone_share
+    if most < 1:
+        for zone in zones:
+            yield Row({Replicas(o.key): (1.0 if o.key.zone == zone else 0.0) - most for o in offerings}, at_most=0.0)
+    if _needs_zones(problem):
+        for zone in zones:
+            here: dict[object, float] = {Replicas(o.key): 1.0 for o in offerings if o.key.zone == zone}
+            yield Row({**here, Used(zone): -1.0}, at_least=0.0)
+        short: dict[object, float] = {MissingReplicas(): 1.0} if soft else {}
+        used: dict[object, float] = {Used(zone): 1.0 for zone in zones}
+        yield Row({**used, **short}, at_least=float(problem.spread.min_zones))
+
+
+def _zones(offerings: Iterable[Offering]) -> tuple[str, ...]:
+    return tuple(sorted({offering.key.zone for offering in offerings}))
 
 
 def _upper(offering: Offering, without: frozenset[Bound]) -> float | None:

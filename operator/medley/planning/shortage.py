@@ -63,7 +63,7 @@ def _least_unserved(
         programme.unserved(problem, after_loss=True, without=without),
         *then,
     ]
-    found = cover.solved(problem, [terms for terms in objectives if terms], soft=True, without=without)
+    found = cover.solved(problem, [terms for terms in objectives if terms], soft=True, without=without).found
     if not isinstance(found, Solved):
         raise SolverError("how much of the demand can be served was not found within the solver's limits")
     return found
