@@ -1,0 +1,251 @@
+"""How full replicas may be so that the SLO's percentile still holds when requests come as they do.
+
+    found = utilisation(model, slo, mix, replicas=10, dispersion=1.0)
+    found.value: the part of `mixture.capacity` that a plan may count on
+
+Called by whoever makes an AllocationProblem (`utilisation_of`), in rounds: the answer depends on how many replicas
+share the traffic, which the allocator decides. Pure. Derivation and measured error: docs/allocation.md, "Queueing".
+
+The approximation, in short: requests present are a processor-sharing queue whose speed depends on their number (Cohen
+1979), so their number is negative binomial whatever the lengths of outputs; a router that joins the shortest queue
+makes n replicas one such queue of n times the speed, which is why many small replicas may be fuller than one. On top
+come the prompts of others, which make the steps of a sequence longer (a compound Poisson sum over its own life), and
+the wait of a prompt behind prompts (Kingman's exponential tail). Each tail is a Gamma distribution with the mean and
+variance that follow, and misses are added up as if none coincided.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from medley.core.errors import InvalidInputError
+from medley.core.workload import Slo
+from medley.planning import mixture
+from medley.planning.latency import LatencyModel
+from medley.planning.mixture import Stream
+from medley.planning.tails import gamma_tail
+
+_ROUNDS = 30  # of bisection: utilisation to 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Misses:
+    """Parts of all requests that are expected to miss, by cause; a request may be in several."""
+
+    tpot: float
+    ttft: float
+    memory: float  # come while KV memory or slots are full
+
+    @property
+    def attainment(self) -> float:
+        """A lower estimate of attainment: misses are added up as if none coincided."""
+        return max(0.0, 1.0 - self.tpot - self.ttft - self.memory)
+
+
+@dataclass(frozen=True, slots=True)
+class Utilisation:
+    """`value`: part of a replica's mean-value capacity that holds the percentile; `misses`: what is expected there."""
+
+    value: float
+    misses: Misses
+
+    @property
+    def bound(self) -> str:
+        """What holds it down: tpot, ttft, memory, or capacity where the mean values are all there is."""
+        if self.value >= 1:
+            return "capacity"
+        return max(("tpot", "ttft", "memory"), key=lambda name: float(getattr(self.misses, name)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Moments:
+    """Of the mix at one replica; s, tokens and tokens squared."""
+
+    rate: float  # requests/s
+    decoded: float  # mean output tokens after the first
+    inputs: float  # mean prompt
+    inputs_variance: float
+    context: float  # mean context of a decoding sequence, over time
+    context_variance: float
+    life: float  # mean of what is left of an output, in tokens, as a newcomer finds it
+
+
+def utilisation(
+    model: LatencyModel, slo: Slo, mix: Sequence[Stream], *, replicas: int, dispersion: float = 1.0
+) -> Utilisation | None:
+    """Return the utilisation at which the SLO's percentile is kept; None: it is not even at next to no load.
+
+    `replicas` of one shape share the mix by joining the shortest queue. `dispersion`: variance over mean of the number
+    of arrivals in windows as long as a request lives (1: Poisson; the square of the CV for renewal processes).
+    """
+    _check(replicas, dispersion)
+    whole = mixture.capacity(model, slo, mix)
+    if whole is None:
+        return None
+    wanted = slo.percentile / 100
+
+    def at(part: float) -> Misses:
+        return misses(model, slo, _scaled(mix, part * whole * replicas), replicas=replicas, dispersion=dispersion)
+
+    low, high = 1e-3, 1.0
+    if at(high).attainment >= wanted:
+        return Utilisation(high, at(high))
+    if at(low).attainment < wanted:
+        return None
+    for _ in range(_ROUNDS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle).attainment >= wanted else (low, middle)
+    return Utilisation(low, at(low))
+
+
+def misses(model: LatencyModel, slo: Slo, mix: Sequence[Stream], *, replicas: int, dispersion: float = 1.0) -> Misses:
+    """Return the parts of requests that miss when `replicas` share a mix of these rates."""
+    _check(replicas, dispersion)
+    of = _moments(mix, replicas)
+    prefill = of.rate * of.inputs * model.per_prefill_token_s  # part of the time that goes to prompts
+    per_sequence = model.per_sequence_s + model.per_context_token_s * of.context
+    decode = of.rate * of.decoded * per_sequence
+    if prefill + decode >= 1:
+        return Misses(1.0, 0.0, 0.0)
+    free = 1 - prefill - decode
+    # Negative binomial over the fleet, per replica; a burst's companions are present too, shared out by the router.
+    present = of.rate * of.decoded * (model.step_s + per_sequence / replicas) / free
+    spread = present / replicas * (1 - prefill) / free * (dispersion + 1) / 2
+    if replicas > 1:
+        spread += 0.5  # the shortest queue is the shortest by a request or so
+    seen = present + dispersion / replicas
+    state = _State(
+        model=model,
+        of=of,
+        replicas=replicas,
+        dispersion=dispersion,
+        prefill=prefill,
+        per_sequence=per_sequence,
+        seen=seen,
+        present=present,
+        spread=spread,
+        relaxation_s=of.life * (model.step_s + per_sequence * seen) / free,
+    )
+    total = math.fsum(each.requests_per_second for each in mix)
+    tpot = ttft = 0.0
+    for each in mix:
+        part = each.requests_per_second / total
+        if slo.tpot is not None and each.output_tokens > 1:
+            tpot += part * _tpot_missed(state, slo.tpot.total_seconds(), each.output_tokens - 1)
+        if slo.ttft is not None:
+            ttft += part * _ttft_missed(state, slo.ttft.total_seconds(), each.input_tokens)
+    return Misses(tpot, ttft, _blocked(state))
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    model: LatencyModel
+    of: _Moments
+    replicas: int
+    dispersion: float
+    prefill: float
+    per_sequence: float
+    present: float  # decoding sequences at a replica, over time
+    seen: float  # and as a request sees them
+    spread: float  # variance of that number
+    relaxation_s: float  # how long a deviation of that number lasts
+
+    @property
+    def arrivals(self) -> float:
+        """Dispersion of the arrivals at one replica, of which the others take their share at random at worst."""
+        return 1 + (self.dispersion - 1) / self.replicas
+
+
+def _tpot_missed(state: _State, bound_s: float, gaps: float) -> float:
+    """Return P(the mean of so many gaps between tokens > bound).
+
+    A request misses if, by the time by which its tokens are due, prompts of others and its own decoding steps took
+    more than that time.
+    """
+    model, of = state.model, state.of
+    due_s = gaps * bound_s
+    companions = (state.dispersion - 1) / 2 / state.replicas
+    prompt = model.per_prefill_token_s * of.inputs
+    mean = state.per_sequence * state.seen + state.prefill * bound_s + companions * prompt / gaps
+    decoding = (
+        state.per_sequence**2 * state.spread + model.per_context_token_s**2 * state.present * of.context_variance
+    ) * _averaged(due_s / state.relaxation_s)
+    prompts = (
+        model.per_prefill_token_s**2
+        * (of.rate * due_s * (of.inputs_variance + state.arrivals * of.inputs**2) + (companions * of.inputs) ** 2)
+        / gaps**2
+    )
+    return gamma_tail(mean, decoding + prompts, bound_s - model.step_s)
+
+
+def _ttft_missed(state: _State, bound_s: float, inputs: float) -> float:
+    """Return P(wait behind prompts + the step in progress + its own prompt > bound)."""
+    model, of = state.model, state.of
+    step = model.step_s + state.per_sequence * state.seen
+    room = model.max_batched_tokens - state.seen
+    if room < 1:
+        return 1.0
+    per_token = model.per_prefill_token_s + step / room  # in steps full of prompts
+    busy = of.rate * of.inputs * per_token
+    if busy >= 1:
+        return 1.0
+    own = model.per_prefill_token_s * inputs + step * (math.ceil(inputs / room) + 1)
+    left = bound_s - own
+    if left <= 0:
+        return 1.0
+    second = per_token * (of.inputs_variance + state.arrivals * of.inputs**2) / of.inputs
+    found_busy = busy + (1 - busy) * (1 - 1 / state.arrivals if state.arrivals > 1 else 0.0)
+    return found_busy * math.exp(-2 * (1 - busy) * left / second)
+
+
+def _blocked(state: _State) -> float:
+    """Return P(no memory or no slot for one more)."""
+    model, of = state.model, state.of
+    context = of.context + mixture.BLOCK_TOKENS / 2
+    memory = gamma_tail(
+        context * state.seen + of.inputs,
+        context**2 * state.spread + state.present * of.context_variance,
+        model.kv_tokens,
+    )
+    return min(1.0, memory + gamma_tail(state.seen, state.spread, model.max_running))
+
+
+def _averaged(times: float) -> float:
+    """Return the variance of an average over so many relaxation times, as part of that of a moment.
+
+    Of a process whose correlation decays exponentially (Ornstein-Uhlenbeck).
+    """
+    if times < 1e-6:  # noqa: PLR2004  # where the formula cancels
+        return 1.0
+    return 2 * (times - 1 + math.exp(-times)) / times**2
+
+
+def _moments(mix: Sequence[Stream], replicas: int) -> _Moments:
+    rate = math.fsum(each.requests_per_second for each in mix)
+    parts = [(each.requests_per_second / rate, each.input_tokens, each.output_tokens) for each in mix]
+    inputs = math.fsum(p * i for p, i, _ in parts)
+    decoded = math.fsum(p * (o - 1) for p, _, o in parts)
+    by_tokens = [(p * (o - 1) / decoded if decoded else p, i, o) for p, i, o in parts]
+    context = math.fsum(w * (i + o / 2) for w, i, o in by_tokens)
+    return _Moments(
+        rate=rate / replicas,
+        decoded=decoded,
+        inputs=inputs,
+        inputs_variance=max(0.0, math.fsum(p * i * i for p, i, _ in parts) - inputs**2),
+        context=context,
+        context_variance=max(0.0, math.fsum(w * (i * i + i * o + o * o / 3) for w, i, o in by_tokens) - context**2),
+        life=max(1.0, math.fsum(w * o / 2 for w, _, o in by_tokens)),
+    )
+
+
+def _scaled(mix: Sequence[Stream], factor: float) -> tuple[Stream, ...]:
+    return tuple(Stream(each.input_tokens, each.output_tokens, each.requests_per_second * factor) for each in mix)
+
+
+def _check(replicas: int, dispersion: float) -> None:
+    if replicas < 1:
+        raise InvalidInputError("replicas", f"expected 1 or more, got {replicas}")
+    if not math.isfinite(dispersion) or dispersion <= 0:
+        raise InvalidInputError("dispersion", f"expected a number above 0 (1: Poisson), got {dispersion}")
