@@ -18,8 +18,8 @@ from medley.core.accelerators import Market, OfferingKey
 from medley.core.errors import SolverError
 from medley.core.workload import Bucket
 from medley.planning import cover, programme
-from medley.planning.cover import Learnt
-from medley.planning.ilp import Solved, Undecided, Unsolvable
+from medley.planning.cover import Answer, Learnt
+from medley.planning.ilp import Solved, Terms, Undecided, Unsolvable
 from medley.planning.problem import MICRODOLLARS, Allocation, AllocationProblem, Infeasible, Share
 from medley.planning.programme import Replicas
 from medley.planning.separation import Separation
@@ -44,15 +44,30 @@ def reallocate(problem: AllocationProblem, learnt: Learnt | None = None) -> tupl
     `learnt`: of a problem with other prices, caps, offerings or fleet, or with a demand a little different. It changes
     how long the answer takes; which of several plans within the gap is found may change too.
     """
-    objectives = (programme.objective(problem), programme.preference(problem))
-    answer = cover.solved(problem, objectives, learnt=learnt)
+    answer = cover.solved(problem, _objectives(problem), learnt=learnt)
+    found = _found(problem, answer)
+    if found is not None:
+        return found, answer.learnt
+    short = shortage(problem)
+    best = allocation(problem, short.best, served=short.served)
+    return Infeasible(short.unmet, short.bindings, best), answer.learnt
+
+
+def cheapest(problem: AllocationProblem) -> Allocation | None:
+    """Return what `allocate` returns, or None, without working out what is short, where there is no allocation."""
+    return _found(problem, cover.solved(problem, _objectives(problem)))
+
+
+def _objectives(problem: AllocationProblem) -> tuple[Terms, Terms]:
+    return programme.objective(problem), programme.preference(problem)
+
+
+def _found(problem: AllocationProblem, answer: Answer) -> Allocation | None:
     match answer.found:
         case Solved() as found:
-            return allocation(problem, found), answer.learnt
+            return allocation(problem, found)
         case Unsolvable():
-            short = shortage(problem)
-            best = allocation(problem, short.best, served=short.served)
-            return Infeasible(short.unmet, short.bindings, best), answer.learnt
+            return None
         case Undecided():
             raise SolverError("no plan was found within the solver's limits; the plan that stands is kept")
 

@@ -1,0 +1,357 @@
+"""Where there is no plan: the least that has to give, each bound alone, and together the smallest common part.
+
+    for each in relaxations(case): ...
+
+Called by `medley explain`. `shortage` names the bounds that bind; this says how far each would have to move, counts the
+promise and the demand among the bounds, and prices the plan that there is then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from decimal import ROUND_CEILING, Decimal
+from typing import Protocol
+
+from medley.core.accelerators import AcceleratorClass, Market
+from medley.core.service import Service, SpotUse
+from medley.core.units import format_duration
+from medley.planning.whatif import (
+    Case,
+    FractionName,
+    LatencyName,
+    fraction_of,
+    latency_of,
+    plan_of,
+    with_fraction,
+    with_latency,
+    with_rate,
+)
+
+_PERCENT = 100
+_LONGEST_TIMES = 10  # a latency bound is relaxed up to so many times
+_DEAREST_TIMES = 1_000  # a budget likewise
+_MOST_MORE = 1_000  # replicas, or nodes, beyond a bound
+_LEAST_DEMAND_PERCENT = 1  # a plan for less than this part of the demand is no plan
+
+
+@dataclass(frozen=True, slots=True)
+class Relaxation:
+    """The least that has to give for a plan to exist; with several fields, each gives by the same part of itself."""
+
+    fields: tuple[str, ...]
+    change: str
+    usd_per_hour: float  # of the cheapest plan then
+    moved: float | None  # by which part of itself each gives: 0.1 is 10 %; None: what was forbidden is allowed
+
+
+class Bound(Protocol):
+    """A bound that gives step by step, up to `steps`; `whole` steps are all of it."""
+
+    @property
+    def field(self) -> str:
+        """What to write differently."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """As far as it can give."""
+        ...
+
+    @property
+    def whole(self) -> float | None:
+        """Steps that are 100 % of it; None: it gives at once."""
+        ...
+
+    def relaxed(self, case: Case, steps: int) -> Case:
+        """Return the case with the bound so many steps looser."""
+        ...
+
+    def said(self, steps: int) -> str:
+        """Return what is written then, and what is now."""
+        ...
+
+
+Move = tuple[Bound, int]
+
+
+def relaxations(case: Case) -> Iterator[Relaxation]:
+    """Yield, for a case without a plan, the least move of each bound that helps alone, then the least of several.
+
+    Together, bounds give by the same part of themselves, and those that need not give are left alone: first the limits
+    and hedges, then the promise and the demand with them. What asks for more than one of the bounds before is left out.
+    """
+    bounds = tuple(_bounds(case))
+    least = math.inf
+    for bound in bounds:
+        steps = _fewest(bound.steps, lambda steps, bound=bound: _works(case, [(bound, steps)]))  # type: ignore[misc]
+        if steps is not None:
+            part = None if bound.whole is None else steps / bound.whole
+            least = least if part is None else min(least, part)
+            yield _relaxation(case, [(bound, steps)], part)
+    partly = [bound for bound in bounds if bound.whole is not None]
+    limits = [bound for bound in partly if not isinstance(bound, _Latency | _Demand)]
+    for chosen in dict.fromkeys((tuple(limits), tuple(partly))):
+        percent = _fewest(_PERCENT, lambda percent, chosen=chosen: _works(case, _by(percent, chosen)))  # type: ignore[misc]
+        if percent is not None and percent / _PERCENT < least:
+            least = percent / _PERCENT
+            yield _relaxation(case, _by(percent, _needed(case, chosen, percent)), least)
+
+
+def _needed(case: Case, bounds: Sequence[Bound], percent: int) -> list[Bound]:
+    """Return bounds that are enough; the demand and the promise are kept where they can be, being last."""
+    needed = list(bounds)
+    for bound in reversed(bounds):
+        fewer = [each for each in needed if each is not bound]
+        if _works(case, _by(percent, fewer)):
+            needed = fewer
+    return needed
+
+
+def _by(percent: int, bounds: Iterable[Bound]) -> list[Move]:
+    """Return the moves of at least so many percent of each bound, or as far as it can give."""
+    return [
+        (bound, min(math.ceil(percent * bound.whole / _PERCENT), bound.steps))
+        for bound in bounds
+        if bound.whole is not None
+    ]
+
+
+def _works(case: Case, moves: Iterable[Move]) -> bool:
+    return plan_of(_moved(case, moves)) is not None
+
+
+def _moved(case: Case, moves: Iterable[Move]) -> Case:
+    for bound, steps in moves:
+        case = bound.relaxed(case, steps)
+    return case
+
+
+def _relaxation(case: Case, moves: Sequence[Move], moved: float | None) -> Relaxation:
+    plan = plan_of(_moved(case, moves))
+    assert plan is not None, "it was found to work"
+    return Relaxation(
+        fields=tuple(bound.field for bound, _ in moves),
+        change=" and ".join(bound.said(steps) for bound, steps in moves),
+        usd_per_hour=plan.usd_per_hour,
+        moved=moved,
+    )
+
+
+def _fewest(most: int, works: Callable[[int], bool]) -> int | None:
+    """Return the least of 1..most that works, if any does; what works for n works for more."""
+    low, high = 0, min(1, most)
+    while not works(high):
+        if high >= most:
+            return None
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if works(middle) else (middle, high)
+    return high
+
+
+def _bounds(case: Case) -> Iterator[Bound]:
+    service = case.service
+    latencies: tuple[LatencyName, ...] = ("tpot", "ttft")
+    fractions: tuple[FractionName, ...] = ("onDemandFloor", "surviveZoneLoss")
+    if service.limits.max_usd_per_hour:
+        yield _Budget(service.limits.max_usd_per_hour)
+    yield _Replicas(service.limits.max_replicas)
+    for fraction in fractions:
+        if asked := round(_PERCENT * fraction_of(service, fraction)):
+            yield _Fraction(fraction, asked)
+    yield from _nodes(case)
+    yield from _permissions(case)
+    for latency in latencies:
+        bound = latency_of(service, latency)
+        if bound is not None:
+            yield _Latency(latency, bound)
+    if service.forecast.requests_per_second > 0:
+        yield _Demand(service.forecast.requests_per_second)
+
+
+@dataclass(frozen=True)
+class _Budget:
+    allowed: Decimal
+    field: str = "spec.limits.maxUSDPerHour"
+    steps: int = _PERCENT * _DEAREST_TIMES
+    whole: float | None = float(_PERCENT)
+
+    def relaxed(self, case: Case, steps: int) -> Case:
+        limits = replace(case.service.limits, max_usd_per_hour=self._raised(steps))
+        return case._replace(service=replace(case.service, limits=limits))
+
+    def said(self, steps: int) -> str:
+        return f"maxUSDPerHour {self._raised(steps)} instead of {self.allowed}"
+
+    def _raised(self, steps: int) -> Decimal:
+        return (self.allowed * (_PERCENT + steps) / _PERCENT).quantize(Decimal("0.01"), rounding=ROUND_CEILING)
+
+
+@dataclass(frozen=True)
+class _Replicas:
+    allowed: int
+    field: str = "spec.limits.maxReplicas"
+    steps: int = _MOST_MORE
+
+    @property
+    def whole(self) -> float | None:
+        return float(max(self.allowed, 1))
+
+    def relaxed(self, case: Case, steps: int) -> Case:
+        limits = replace(case.service.limits, max_replicas=self.allowed + steps)
+        return case._replace(service=replace(case.service, limits=limits))
+
+    def said(self, steps: int) -> str:
+        return f"maxReplicas {self.allowed + steps} instead of {self.allowed}"
+
+
+@dataclass(frozen=True)
+class _Fraction:
+    name: FractionName
+    percent: int
+
+    @property
+    def field(self) -> str:
+        return f"spec.spot.{self.name}"
+
+    @property
+    def steps(self) -> int:
+        return self.percent
+
+    @property
+    def whole(self) -> float | None:
+        return float(self.percent)
+
+    def relaxed(self, case: Case, steps: int) -> Case:
+        lower = (self.percent - steps) / _PERCENT
+        return case._replace(service=with_fraction(case.service, self.name, lower))
+
+    def said(self, steps: int) -> str:
+        return f"spot.{self.name} {self.percent - steps}% instead of {self.percent}%"
+
+
+@dataclass(frozen=True)
+class _Latency:
+    name: LatencyName
+    bound: timedelta
+    steps: int = _PERCENT * (_LONGEST_TIMES - 1)
+    whole: float | None = float(_PERCENT)
+
+    @property
+    def field(self) -> str:
+        return f"spec.slo.{self.name}"
+
+    def relaxed(self, case: Case, steps: int) -> Case:
+        return case._replace(service=with_latency(case.service, self.name, self._loosened(steps)))
+
+    def said(self, steps: int) -> str:
+        return f"{self.name} {format_duration(self._loosened(steps))} instead of {format_duration(self.bound)}"
+
+    def _loosened(self, steps: int) -> timedelta:
+        return self.bound * (_PERCENT + steps) / _PERCENT
+
+
+@dataclass(frozen=True)
+class _Demand:
+    requests_per_second: float
+    field: str = "spec.workload.requestsPerSecond"
+    steps: int = _PERCENT - _LEAST_DEMAND_PERCENT
+    whole: float | None = float(_PERCENT)
+
+    def relaxed(self, case: Case, steps: int) -> Case:
+        return case._replace(service=with_rate(case.service, self._lowered(steps)))
+
+    def said(self, steps: int) -> str:
+        return f"{self._lowered(steps):.3g} requests/s instead of {self.requests_per_second:.3g}"
+
+    def _lowered(self, steps: int) -> float:
+        return self.requests_per_second * (_PERCENT - steps) / _PERCENT
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """Nodes of a class in a market: as many more in every zone that has a cap."""
+
+    accelerator_class: str
+    market: Market
+    most: int  # in one zone now
+    steps: int = _MOST_MORE
+
+    @property
+    def field(self) -> str:
+        return f"AcceleratorClass {self.accelerator_class}: {_CAPS[self.market]}"
+
+    @property
+    def whole(self) -> float | None:
+        return float(max(self.most, 1))
+
+    def relaxed(self, case: Case, steps: int) -> Case:
+        return case._replace(classes=tuple(self._enlarged(each, steps) for each in case.classes))
+
+    def said(self, steps: int) -> str:
+        nodes = "one node" if steps == 1 else f"{steps} nodes"
+        return f"{nodes} more of {self.accelerator_class}, {self.market}, in every zone"
+
+    def _enlarged(self, each: AcceleratorClass, more: int) -> AcceleratorClass:
+        if each.name != self.accelerator_class:
+            return each
+        return replace(
+            each,
+            offers=tuple(
+                replace(offer, max_nodes=offer.max_nodes + more)
+                if offer.market is self.market and offer.max_nodes is not None
+                else offer
+                for offer in each.offers
+            ),
+        )
+
+
+_CAPS = {Market.ON_DEMAND: "maxNodes", Market.SPOT: "maxSpotNodes", Market.RESERVED: "maxReservedNodes"}
+
+
+def _nodes(case: Case) -> Iterator[_Nodes]:
+    service = case.service
+    for each in case.classes:
+        for market in sorted({offer.market for offer in each.offers if offer.max_nodes is not None}):
+            forbidden = market is Market.SPOT and service.spot.use is SpotUse.NEVER
+            if not forbidden and (not service.classes or each.name in service.classes):
+                most = max(offer.max_nodes or 0 for offer in each.offers if offer.market is market)
+                yield _Nodes(each.name, market, most)
+
+
+@dataclass(frozen=True)
+class _Permission:
+    """What is forbidden altogether gives at once."""
+
+    field: str
+    change: str
+    service: Service
+    steps: int = 1
+    whole: float | None = None
+
+    def relaxed(self, case: Case, steps: int) -> Case:
+        del steps
+        return case._replace(service=self.service)
+
+    def said(self, steps: int) -> str:
+        del steps
+        return self.change
+
+
+def _permissions(case: Case) -> Iterator[_Permission]:
+    service = case.service
+    if service.spot.use is SpotUse.NEVER:
+        changed = replace(service, spot=replace(service.spot, use=SpotUse.PREFER))
+        yield _Permission("spec.spot.policy", "spot.policy Prefer instead of Never", changed)
+    if service.classes:
+        for name in sorted({each.name for each in case.classes} - set(service.classes)):
+            changed = replace(service, classes=(*service.classes, name))
+            yield _Permission("spec.accelerators.classes", f"class {name} allowed too", changed)
+    if service.zones:
+        for zone in sorted({offer.zone for each in case.classes for offer in each.offers} - set(service.zones)):
+            changed = replace(service, zones=(*service.zones, zone))
+            yield _Permission("spec.accelerators.zones", f"zone {zone} allowed too", changed)
