@@ -49,7 +49,7 @@ def reallocate(problem: AllocationProblem, learnt: Learnt | None = None) -> tupl
     if found is not None:
         return found, answer.learnt
     short = shortage(problem)
-    best = allocation(problem, short.best, served=short.served)
+    best = allocation(problem, short.best, answer.separation, served=short.served)
     return Infeasible(short.unmet, short.bindings, best), answer.learnt
 
 
@@ -65,7 +65,7 @@ def _objectives(problem: AllocationProblem) -> tuple[Terms, Terms]:
 def _found(problem: AllocationProblem, answer: Answer) -> Allocation | None:
     match answer.found:
         case Solved() as found:
-            return allocation(problem, found)
+            return allocation(problem, found, answer.separation)
         case Unsolvable():
             return None
         case Undecided():
@@ -95,7 +95,7 @@ def on_demand_only(problem: AllocationProblem) -> AllocationProblem:
 
 
 def allocation(
-    problem: AllocationProblem, solved: Solved, *, served: Mapping[Bucket, float] | None = None
+    problem: AllocationProblem, solved: Solved, separation: Separation, *, served: Mapping[Bucket, float] | None = None
 ) -> Allocation:
     """Return a solution as an allocation: counts rounded and priced anew, shares levelled.
 
@@ -113,7 +113,12 @@ def allocation(
     objective = bill + risk + more
     return Allocation(
         replicas=replicas,
-        shares=_shares(problem, dict(replicas), dict(problem.demand.requests_per_second) if served is None else served),
+        shares=_shares(
+            problem,
+            separation,
+            dict(replicas),
+            dict(problem.demand.requests_per_second) if served is None else served,
+        ),
         usd_per_hour=round(bill, MICRODOLLARS),
         gap=solved.gap,
         interruptions_usd_per_hour=round(risk, MICRODOLLARS),
@@ -123,12 +128,14 @@ def allocation(
 
 
 def _shares(
-    problem: AllocationProblem, replicas: Mapping[OfferingKey, int], served: Mapping[Bucket, float]
+    problem: AllocationProblem,
+    separation: Separation,
+    replicas: Mapping[OfferingKey, int],
+    served: Mapping[Bucket, float],
 ) -> tuple[Share, ...]:
     """Return the shares that leave the busiest shape least busy, the replicas being given."""
     if not served:
         return ()
-    separation = Separation(problem)
     capacity = dict.fromkeys(separation.shapes, 0.0)
     for key, count in replicas.items():
         if key.shape in capacity:

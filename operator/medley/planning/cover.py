@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
 from medley.core.workload import Bucket
 from medley.planning import programme
+from medley.planning.branching import MOST_COLUMNS, branched
 from medley.planning.ilp import Model, Numbers, Point, Row, Solved, Terms, Undecided, Unsolvable, relative_gap
-from medley.planning.problem import AllocationProblem, Bound
+from medley.planning.problem import EXACT, AllocationProblem, Bound
 from medley.planning.programme import Replicas, Scenario, Unmet
 from medley.planning.separation import Cut, Separation, Weights
 
@@ -40,10 +43,11 @@ class Learnt:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A solution, or why there is none; a lower bound of the first objective, and what was learnt on the way."""
+    """A solution, or why there is none; what was learnt on the way, and the loads in numbers."""
 
     found: Solved | Unsolvable | Undecided
     learnt: Learnt
+    separation: Separation
 
 
 def solved(
@@ -64,21 +68,40 @@ def solved(
         raise ValueError("nothing to minimise")
     cover = Cover(problem, programme.scenarios(problem, without), soft=soft, learnt=learnt or Learnt())
     if not soft and cover.separation.unservable:
-        return Answer(Unsolvable(), cover.learnt)
+        return Answer(Unsolvable(), cover.learnt, cover.separation)
     model = Model(programme.built(problem, soft=soft, without=without).with_rows(*rows, *cover.basic()))
     cover.begin(model)
+    if not soft and len(model.keys) <= MOST_COLUMNS and model.integer.all():
+        whole = branched(
+            model, [model.costs(each) for each in objectives], problem.solver_effort, partial(cover.refuted, model)
+        )
+        if whole is not None:
+            return Answer(_named(model, whole), cover.learnt, cover.separation)
     best: Solved | None = None
+    if (problem.solver_effort.relative_gap or 0.0) > EXACT and not soft:
+        objectives = objectives[:1]  # ties with a plan that is not proven to be the cheapest decide nothing
     for number, objective in enumerate(objectives):
         found = cover.minimised(model, model.costs(objective))
         if not isinstance(found, Point):
-            return Answer(found if best is None else best, cover.learnt)
-        values = dict(zip(model.keys, found.values.tolist(), strict=True))
-        best = Solved(values, *((found.objective, relative_gap(found)) if best is None else (best.objective, best.gap)))
+            return Answer(found if best is None else best, cover.learnt, cover.separation)
+        named = _named(model, found)
+        best = named if best is None else replace(best, values=named.values)
         if number + 1 < len(objectives):
             most = found.objective + _SLACK * max(1.0, abs(found.objective))
             model.add([Row({key: value for key, value in objective.items() if value}, at_most=most)])
     assert best is not None
-    return Answer(best, cover.learnt)
+    return Answer(best, cover.learnt, cover.separation)
+
+
+@overload
+def _named(model: Model, found: Point) -> Solved: ...
+@overload
+def _named(model: Model, found: Point | Unsolvable | Undecided) -> Solved | Unsolvable | Undecided: ...
+def _named(model: Model, found: Point | Unsolvable | Undecided) -> Solved | Unsolvable | Undecided:
+    if not isinstance(found, Point):
+        return found
+    values = dict(zip(model.keys, found.values.tolist(), strict=True))
+    return Solved(values, found.objective, relative_gap(found))
 
 
 class Cover:
@@ -160,7 +183,7 @@ class Cover:
                     return found
                 if whole:
                     found = Point(_rounded(model, found.values), found.objective, found.bound)
-                if not self._refuted(model, found.values):
+                if not self.refuted(model, found.values):
                     break
             else:
                 return Undecided()
@@ -178,7 +201,7 @@ class Cover:
                 served = np.maximum(served - values[self._unmet[number]], 0.0)
             yield number, capacity, served
 
-    def _refuted(self, model: Model, values: Numbers) -> bool:
+    def refuted(self, model: Model, values: Numbers) -> bool:
         """Add inequalities that the values violate; say whether there are any.
 
         What is known is tried first; only then new ones are looked for.

@@ -169,6 +169,8 @@ class Model:
         for option, value in (("output_flag", False), ("threads", 1), ("random_seed", 0)):
             self._highs.setOptionValue(option, value)
         self._highs.addVars(len(upper), np.zeros(len(upper)), upper)
+        self._places = np.arange(len(upper), dtype=np.int32)
+        self._costs: Numbers | None = None
 
     def costs(self, terms: Terms) -> Numbers:
         """Return an objective as a vector."""
@@ -215,10 +217,9 @@ class Model:
                 coefficients,
             )
 
-    def bound_columns(self, columns: Sequence[int] | npt.NDArray[Any], upper: Numbers) -> None:
-        """Change upper bounds of columns."""
-        places = np.asarray(columns, dtype=np.int32)
-        self._highs.changeColsBounds(len(places), places, np.zeros(len(places)), upper)
+    def between(self, lower: Numbers, upper: Numbers) -> None:
+        """Change the bounds of all columns."""
+        self._highs.changeColsBounds(len(lower), self._places, lower, upper)
 
     def bound_rows(self, at_least: Numbers, at_most: Numbers) -> None:
         """Change the bounds of all rows, in the order of adding."""
@@ -228,7 +229,6 @@ class Model:
         self, costs: Numbers, effort: Effort, *, whole: bool = True, start: Numbers | None = None
     ) -> Point | Unsolvable | Undecided:
         """Return the point of least cost; not `whole`: integers may be fractions. `start`: a point that is known."""
-        _refuse_not_finite(costs)
         if self._empty_row_fails:
             return Unsolvable()
         if not self.keys:
@@ -236,18 +236,25 @@ class Model:
         whole = whole and bool(self.integer.any())
         self._be(whole=whole)
         highs = self._highs
-        highs.changeColsCost(len(costs), np.arange(len(costs), dtype=np.int32), costs)
+        if self._costs is None or not np.array_equal(self._costs, costs):
+            _refuse_not_finite(costs)
+            highs.changeColsCost(len(costs), self._places, costs)
+            self._costs = costs.copy()
         highs.setOptionValue("time_limit", highs.getRunTime() + effort.max_seconds)
         if whole:
             highs.setOptionValue("mip_max_nodes", effort.max_nodes)
             highs.setOptionValue("mip_rel_gap", _EXACT if effort.relative_gap is None else effort.relative_gap)
             if start is not None:
-                highs.setSolution(len(start), np.arange(len(start), dtype=np.int32), start)
+                highs.setSolution(len(start), self._places, start)
         highs.run()
-        status, info = highs.getModelStatus().name, highs.getInfo()
+        return self._read(costs, whole=whole)
+
+    def _read(self, costs: Numbers, *, whole: bool) -> Point | Unsolvable | Undecided:
+        highs = self._highs
+        status = highs.getModelStatus().name
         if status in _WITHOUT_SOLUTION:
             return Unsolvable()
-        if status in _STOPPED_AT_A_LIMIT and info.primal_solution_status != _HAS_SOLUTION:
+        if status in _STOPPED_AT_A_LIMIT and highs.getInfo().primal_solution_status != _HAS_SOLUTION:
             return Undecided()
         if status != "kOptimal" and status not in _STOPPED_AT_A_LIMIT:
             raise SolverError(f"the solver ended with {status.removeprefix('k')}")
@@ -257,7 +264,7 @@ class Model:
         objective = math.fsum(costs * values)
         if status != "kOptimal" and not whole:
             return Point(values, objective, -math.inf)
-        return Point(values, objective, min(info.mip_dual_bound, objective) if whole else objective)
+        return Point(values, objective, min(highs.getInfo().mip_dual_bound, objective) if whole else objective)
 
     def duals(self) -> Duals:
         """Return the prices at the linear optimum just found (after `minimise(..., whole=False)`)."""

@@ -148,7 +148,7 @@ class Separation:
             np.concatenate([served, np.zeros(len(self.rows))]),
         )
         shape, bucket = np.nonzero(self.able)
-        model.bound_columns(np.arange(len(shape)), np.where(capacity[shape] > 0, 1.0, 0.0))
+        model.between(np.zeros(len(shape) + 1), np.array([*np.where(capacity[shape] > 0, 1.0, 0.0), math.inf]))
         found = model.minimise(np.array([*np.zeros(len(shape)), 1.0]), self._effort, whole=False)
         if not isinstance(found, Point):
             return shares, math.inf
