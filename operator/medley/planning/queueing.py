@@ -27,6 +27,9 @@ from medley.planning.latency import LatencyModel
 from medley.planning.mixture import Stream
 from medley.planning.tails import gamma_tail
 
+# Dispersion that joining the shortest queue adds to the arrivals at one of many replicas; 1 would be chance, 0 turns.
+# Simulated: 0.4 to 0.7 for windows of 1 to 15 s, 2 to 10 replicas and CV 1 to 4 (docs/allocation.md).
+_ROUTED = 0.7
 _ROUNDS = 30  # of bisection: utilisation to 1e-9
 
 
@@ -110,12 +113,16 @@ def misses(model: LatencyModel, slo: Slo, mix: Sequence[Stream], *, replicas: in
     if prefill + decode >= 1:
         return Misses(1.0, 0.0, 0.0)
     free = 1 - prefill - decode
-    # Negative binomial over the fleet, per replica; a burst's companions are present too, shared out by the router.
-    present = of.rate * of.decoded * (model.step_s + per_sequence / replicas) / free
-    spread = present / replicas * (1 - prefill) / free * (dispersion + 1) / 2
+    # An arrival adds one request and, by its prompt, keeps others from leaving; departures are as uneven as Poisson.
+    pushed = of.rate * model.per_prefill_token_s / (1 - prefill)
+    jump = 1 + pushed * of.inputs
+    uneven = ((dispersion - 1) * jump**2 + jump**2 + pushed**2 * of.inputs_variance + 1) / 2
+    # Negative binomial over the fleet, here per replica: `uneven` is 1 for Poisson arrivals without prompts.
+    present = of.rate * of.decoded * (model.step_s + per_sequence * uneven / replicas) / free
+    spread = present / replicas * (1 - prefill) / free * uneven
     if replicas > 1:
         spread += 0.5  # the shortest queue is the shortest by a request or so
-    seen = present + dispersion / replicas
+    seen = present + uneven / replicas
     state = _State(
         model=model,
         of=of,
@@ -154,8 +161,8 @@ class _State:
 
     @property
     def arrivals(self) -> float:
-        """Dispersion of the arrivals at one replica, of which the others take their share at random at worst."""
-        return 1 + (self.dispersion - 1) / self.replicas
+        """Dispersion of the arrivals at one replica: its part of the fleet's, and the router's unevenness."""
+        return self.dispersion / self.replicas + _ROUTED * (1 - 1 / self.replicas)
 
 
 def _tpot_missed(state: _State, bound_s: float, gaps: float) -> float:
@@ -171,13 +178,16 @@ def _tpot_missed(state: _State, bound_s: float, gaps: float) -> float:
     mean = state.per_sequence * state.seen + state.prefill * bound_s + companions * prompt / gaps
     decoding = (
         state.per_sequence**2 * state.spread + model.per_context_token_s**2 * state.present * of.context_variance
-    ) * _averaged(due_s / state.relaxation_s)
+    )
     prompts = (
         model.per_prefill_token_s**2
         * (of.rate * due_s * (of.inputs_variance + state.arrivals * of.inputs**2) + (companions * of.inputs) ** 2)
         / gaps**2
     )
-    return gamma_tail(mean, decoding + prompts, bound_s - model.step_s)
+    # Who brings prompts stays to decode, so both deviate together; requests present are a matter of the whole fleet,
+    # prompts one of the replica.
+    together = 2 * math.sqrt(decoding * prompts / state.replicas)
+    return gamma_tail(mean, decoding + prompts + together, bound_s - model.step_s)
 
 
 def _ttft_missed(state: _State, bound_s: float, inputs: float) -> float:
@@ -195,9 +205,21 @@ def _ttft_missed(state: _State, bound_s: float, inputs: float) -> float:
     left = bound_s - own
     if left <= 0:
         return 1.0
-    second = per_token * (of.inputs_variance + state.arrivals * of.inputs**2) / of.inputs
-    found_busy = busy + (1 - busy) * (1 - 1 / state.arrivals if state.arrivals > 1 else 0.0)
-    return found_busy * math.exp(-2 * (1 - busy) * left / second)
+    return _waits(busy, per_token * of.inputs, state.arrivals, of.inputs_variance / of.inputs**2, left)
+
+
+def _waits(busy: float, service_s: float, arrivals: float, services: float, longer_s: float) -> float:
+    """Return P(wait > longer_s) of a queue G/G/1, by its mean wait and probability of waiting (Whitt 1983, QNA).
+
+    `arrivals`, `services`: squared coefficients of variation.
+    """
+    if arrivals >= 1:
+        part = 4 * busy / (arrivals + busy**2 * (4 * arrivals + services))
+    else:
+        part = (1 + arrivals + busy * services) / (1 + busy * (services - 1) + busy**2 * (4 * arrivals + services))
+    waiting = min(1.0, max(1e-9, busy + (arrivals - 1) * busy * (1 - busy) * part))
+    mean_s = busy * service_s * (arrivals + services) / (2 * (1 - busy))
+    return waiting * math.exp(-waiting * longer_s / mean_s) if mean_s > 0 else 0.0
 
 
 def _blocked(state: _State) -> float:
