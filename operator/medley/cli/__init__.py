@@ -1,6 +1,7 @@
 """The command `medley`. Parses arguments and hands over; each part is imported only when its command runs.
 
-    medley plan -f service.yaml         what it would cost, and why            (planned.py)
+    medley plan -f service.yaml         what it would run on and cost          (planned.py; --diff: diff.py)
+    medley explain -f service.yaml      why, and what would change it          (explained.py)
     medley operator [release]           the operator; let go of services       (app.run_operator, run_operator_release)
     medley router [...]                 the front door                         (app.run_router)
     medley engine                       the supervisor in an engine pod        (medley.engine.__main__)
@@ -12,14 +13,20 @@ Exit status: 0 done, 1 the answer is no, 2 the input must be corrected.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from medley import __version__
 from medley.core.errors import InvalidInputError
+from medley.core.units import duration
+from medley.planning.arrivals import RateChoice
+
+if TYPE_CHECKING:
+    from medley.cli.inputs import Options
 
 Result = TypeVar("Result")
 
@@ -59,25 +66,119 @@ def root(
     """Serve a large language model on the cheapest mix of GPUs that keeps a latency promise."""
 
 
+Files = Annotated[
+    list[Path],
+    typer.Option("-f", "--file", help="Manifests: one LLMService, and AcceleratorClasses and PerformanceProfiles."),
+]
+Catalogue = Annotated[
+    list[Path] | None,
+    typer.Option("-c", "--classes", help="More manifests: AcceleratorClasses and PerformanceProfiles."),
+]
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace", help="CSV of requests (time, input tokens, output tokens): their sizes and rate are planned for."
+    ),
+]
+TraceRate = Annotated[
+    RateChoice, typer.Option("--trace-rate", help="Which of the trace's rates, over its windows, is planned for.")
+]
+TraceWindow = Annotated[str, typer.Option("--trace-window", help="Length of a window: 10s, 1m, 1h.")]
+SpotHistory = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--spot-history",
+        help="AWS spot price history (JSON): mean prices; or CLASS[/ZONE]=FILE[:ms|s|m|h], nodes over time: how often "
+        "one is taken away.",
+    ),
+]
+Prices = Annotated[
+    list[Path] | None,
+    typer.Option("--prices", help="Prices that take the place of the catalogue's: AWS, Azure, Google Cloud, or YAML."),
+]
+StaleAfter = Annotated[int, typer.Option("--stale-after", min=0, help="Days after which a price is called old.")]
+Out = Annotated[Output, typer.Option("-o", "--out", help="How to print it.")]
+
+
 @main.command()
 def plan(
-    files: Annotated[
-        list[Path],
-        typer.Option("-f", "--file", help="Manifests: one LLMService, and AcceleratorClasses and PerformanceProfiles."),
-    ],
-    catalogue: Annotated[
-        list[Path] | None,
-        typer.Option("-c", "--classes", help="More manifests: AcceleratorClasses and PerformanceProfiles."),
+    files: Files,
+    *,
+    catalogue: Catalogue = None,
+    trace: Trace = None,
+    trace_rate: TraceRate = RateChoice.P95,
+    trace_window: TraceWindow = "1m",
+    spot_history: SpotHistory = None,
+    prices: Prices = None,
+    stale_after: StaleAfter = 30,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Draw it too: a PNG, PDF or SVG file; needs matplotlib.")
     ] = None,
-    out: Annotated[Output, typer.Option("-o", "--out", help="How to print it.")] = Output.TABLE,
+    diff: Annotated[
+        bool,
+        typer.Option("--diff", help="Compare with the service in the cluster of the current kubeconfig; reads only."),
+    ] = False,
+    out: Out = Output.TABLE,
 ) -> None:
     """Show what a service would run on, what it costs, and why; needs no cluster and changes nothing.
 
     Exit status: 0 the demand is met, 1 it cannot be met within the bounds, 2 a manifest must be corrected.
     """
+    paths = [*files, *(catalogue or [])]
+    options = _said_clearly(lambda: _options(trace, trace_rate, trace_window, spot_history, prices, stale_after))
+    if diff:
+        from medley.cli import diff as differing  # noqa: PLC0415  # the API client, which only this needs
+
+        if picture is not None:
+            raise typer.BadParameter("a picture is of one plan; leave out --diff or --picture")
+        raise typer.Exit(differing.run(paths, out.value, options))
     from medley.cli import planned  # noqa: PLC0415  # a command pays for its own imports only
 
-    raise typer.Exit(planned.run([*files, *(catalogue or [])], out.value))
+    raise typer.Exit(planned.run(paths, out.value, options, picture))
+
+
+@main.command()
+def explain(
+    files: Files,
+    *,
+    catalogue: Catalogue = None,
+    trace: Trace = None,
+    trace_rate: TraceRate = RateChoice.P95,
+    trace_window: TraceWindow = "1m",
+    spot_history: SpotHistory = None,
+    prices: Prices = None,
+    stale_after: StaleAfter = 30,
+    out: Out = Output.TABLE,
+) -> None:
+    """Say why a plan is as it is: what is not used and why, which bounds bind, what other promises would cost.
+
+    Of a service that cannot be met: what the least is that would have to give.
+    Exit status: as of `medley plan`.
+    """
+    from medley.cli import explained  # noqa: PLC0415
+
+    options = _said_clearly(lambda: _options(trace, trace_rate, trace_window, spot_history, prices, stale_after))
+    raise typer.Exit(explained.run([*files, *(catalogue or [])], out.value, options))
+
+
+def _options(  # noqa: PLR0917  # as the commands name them
+    trace: Path | None,
+    rate: RateChoice,
+    window: str,
+    spot_history: list[str] | None,
+    prices: list[Path] | None,
+    stale_after: int,
+) -> Options:
+    from medley.cli.inputs import Options  # noqa: PLC0415
+
+    return Options(
+        trace=trace,
+        rate=rate,
+        window=duration(window, field="--trace-window"),
+        prices=tuple(prices or ()),
+        spot_history=tuple(spot_history or ()),
+        stale_after=timedelta(days=stale_after),
+    )
 
 
 @operator.callback()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medley.api.llmservice_status import Infeasible, NotUsed, PlannedOffering, PlanStatus, Routing, RoutingShare
+from medley.cli.inputs import Note, Options, overlaid
 from medley.cli.manifests import Manifests, read
 from medley.core.accelerators import Shape
 from medley.core.errors import MedleyError
@@ -28,27 +29,51 @@ from medley.planning.proposal import Proposal, propose
 
 MET, UNMET, INVALID = 0, 1, 2
 # A plan from nothing remembers nothing, so the time does not matter; it is an argument of the planning code.
-_ANY_TIME = datetime(2000, 1, 1, tzinfo=UTC)
+ANY_TIME = datetime(2000, 1, 1, tzinfo=UTC)
 
 
-def run(paths: Sequence[Path], out: str) -> int:
-    """Print the plan and return the exit status."""
+def run(paths: Sequence[Path], out: str, options: Options, picture: Path | None = None) -> int:
+    """Print the plan and return the exit status; `picture`: where to draw it."""
+    aside = Console(stderr=True)
     try:
-        manifests = read(paths)
+        manifests, notes = overlaid(read(paths), options, datetime.now(UTC))
+        say(notes, aside)
         proposal = propose(
-            Observed(service=manifests.service, classes=manifests.classes, profiles=manifests.profiles), _ANY_TIME
+            Observed(service=manifests.service, classes=manifests.classes, profiles=manifests.profiles), ANY_TIME
         )
+        if picture is not None:
+            from medley.cli import pictures  # noqa: PLC0415  # matplotlib, which only a picture needs
+
+            with aside.status("drawing"):
+                pictures.draw(manifests, proposal, picture)
     except MedleyError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        refuse(error, aside)
         return INVALID
+    printed(out, lambda: as_status(proposal), lambda console: show(manifests, proposal, console))
+    return MET if proposal.infeasible is None else UNMET
+
+
+def printed(out: str, value: Callable[[], Any], table: Callable[[Console], None]) -> None:
+    """Print an answer as `out` says: json, yaml or a table for people."""
     match out:
         case "json":
-            print(json.dumps(as_status(proposal), indent=2))  # noqa: T201  # the output of the command
+            print(json.dumps(value(), indent=2))  # noqa: T201  # the output of the command
         case "yaml":
-            print(yaml.safe_dump(as_status(proposal), sort_keys=False), end="")  # noqa: T201
+            print(yaml.safe_dump(value(), sort_keys=False), end="")  # noqa: T201
         case _:
-            show(manifests, proposal, Console())
-    return MET if proposal.infeasible is None else UNMET
+            table(Console())
+
+
+def say(notes: Iterable[Note], console: Console) -> None:
+    """Print what there is to know about the input, beside the answer."""
+    for note in notes:
+        mark = "[bold yellow]warning:[/] " if note.warning else "[dim]note:[/] "
+        console.print(mark + escape(note.text), soft_wrap=True, highlight=False)
+
+
+def refuse(error: MedleyError, console: Console) -> None:
+    """Print what must be corrected."""
+    console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
 
 
 def as_status(proposal: Proposal) -> dict[str, Any]:
@@ -118,7 +143,7 @@ def money(usd_per_hour: float) -> str:
 def show(manifests: Manifests, proposal: Proposal, console: Console) -> None:
     """Print the plan for people."""
     service, problem, found = manifests.service, proposal.question.problem, proposal.allocation
-    asked = f"{escape(service.model)}, {problem.demand.total:.3g} requests/s, {_promise(manifests)}"
+    asked = f"{escape(service.model)}, {problem.demand.total:.3g} requests/s, {promise(manifests)}"
     console.print(f"[bold]{escape(service.name)}[/]: {asked}")
     if proposal.infeasible is not None:
         console.print(
@@ -141,10 +166,11 @@ def show(manifests: Manifests, proposal: Proposal, console: Console) -> None:
         + (f" (within {found.gap:.2%} of the cheapest)" if found.gap else "")
     )
     if proposal.not_used:
-        console.print(_not_used(proposal))
+        console.print(not_used(proposal))
 
 
-def _promise(manifests: Manifests) -> str:
+def promise(manifests: Manifests) -> str:
+    """Return the SLO in words."""
     slo = manifests.service.slo
     bounds = (("TTFT", slo.ttft), ("TPOT", slo.tpot))
     said = " and ".join(f"{name} ≤ {bound.total_seconds() * 1000:g} ms" for name, bound in bounds if bound is not None)
@@ -177,7 +203,8 @@ def _offerings(proposal: Proposal) -> Table:
     return table
 
 
-def _not_used(proposal: Proposal) -> Table:
+def not_used(proposal: Proposal) -> Table:
+    """Return why each class, market and zone that is not used is not."""
     table = Table("NOT USED", "MARKET", "ZONE", "WHY", box=None)
     zones: dict[tuple[str, str, str], list[str]] = {}
     for each in proposal.not_used:

@@ -54,7 +54,7 @@ def opened(path: Path) -> PriceSource:
         case {"skus": list(entries)}:
             return GcpSkus(str(path), entries, saved_at)
         case {"prices": list(entries), **rest}:
-            return PriceFile(str(path), entries, rest)
+            return PriceFile(str(path), entries, {str(key): value for key, value in rest.items()})
     raise InvalidInputError(
         str(path),
         "is no price list that is known: expected SpotPriceHistory (AWS), Items (Azure retail prices), skus (Google "
@@ -194,10 +194,10 @@ class GcpSkus:
             for region in regions if isinstance(regions, list) else ():
                 parts.setdefault((market, str(region)), {})[part] = usd
         return tuple(
-            Price(market, usd, self.saved_at, f"{self.name}: Google Cloud", instance_type=kind, region=region)
+            Price(market, sum_of_parts, self.saved_at, f"{self.name}: Google Cloud", instance_type=kind, region=region)
             for (market, region), usd_of in sorted(parts.items())
             for kind, machine in _MACHINES.items()
-            if (usd := _sum_of_parts(machine, usd_of)) is not None
+            if (sum_of_parts := _sum_of_parts(machine, usd_of)) is not None
         )
 
 
@@ -215,7 +215,8 @@ def _sum_of_parts(machine: _Machine, usd_of: Mapping[str, float]) -> float | Non
 def _gcp_usd(entry: Json, where: str) -> float:
     """Return the price of one unit and hour; Google writes whole units and billionths."""
     match entry.get("pricingInfo"):
-        case [*_, {"pricingExpression": {"tieredRates": [*_, {"unitPrice": {**price}}]}}]:
+        case [*_, {"pricingExpression": {"tieredRates": [*_, {"unitPrice": {**found}}]}}]:
+            price: dict[str, Any] = {str(key): value for key, value in found.items()}
             if price.get("currencyCode") != "USD":
                 raise InvalidInputError(
                     f"{where}.unitPrice.currencyCode", f"expected USD, got {price.get('currencyCode')!r}"

@@ -1,0 +1,170 @@
+"""`medley explain`: why a plan is as it is, what binds, and what other promises would cost; each figure re-solved.
+
+Of a service that cannot be met: what the least is that would have to give, bound by bound, and several together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from medley.cli.inputs import Options, overlaid
+from medley.cli.manifests import Manifests, read
+from medley.cli.planned import ANY_TIME, INVALID, MET, UNMET, as_status, money, not_used, printed, promise, refuse, say
+from medley.core.errors import MedleyError
+from medley.planning.binding import BoundState, bounds
+from medley.planning.fleet import Observed
+from medley.planning.proposal import Proposal, propose
+from medley.planning.relaxation import Relaxation, relaxations
+from medley.planning.whatif import Case, WhatIf, what_ifs
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """All that is said about one plan."""
+
+    manifests: Manifests
+    proposal: Proposal
+    bounds: tuple[BoundState, ...]
+    what_ifs: tuple[WhatIf, ...]  # of a plan that is met
+    relaxations: tuple[Relaxation, ...]  # of one that is not
+
+
+def run(paths: Sequence[Path], out: str, options: Options) -> int:
+    """Print the explanation and return the exit status."""
+    aside = Console(stderr=True)
+    try:
+        manifests, notes = overlaid(read(paths), options, datetime.now(UTC))
+        say(notes, aside)
+        case = Case(manifests.service, manifests.classes, manifests.profiles)
+        with aside.status("solving") as status:
+            proposal = propose(Observed(service=case.service, classes=case.classes, profiles=case.profiles), ANY_TIME)
+            others: list[WhatIf] = []
+            eased: list[Relaxation] = []
+            if proposal.infeasible is None:
+                for what_if in what_ifs(case, proposal.allocation):
+                    others.append(what_if)
+                    status.update(f"solving: {escape(what_if.change)}")
+            else:
+                for relaxation in relaxations(case):
+                    eased.append(relaxation)
+                    status.update(f"solving: {escape(relaxation.change)}")
+    except MedleyError as error:
+        refuse(error, aside)
+        return INVALID
+    found = Explanation(
+        manifests, proposal, bounds(proposal.question.problem, proposal.allocation), tuple(others), tuple(eased)
+    )
+    printed(out, lambda: _value(found), lambda console: _show(found, console))
+    return MET if proposal.infeasible is None else UNMET
+
+
+def _value(found: Explanation) -> dict[str, Any]:
+    """Return the explanation as JSON has it; money as numbers of USD per hour."""
+    proposal = found.proposal
+    status = as_status(proposal)
+    return {
+        "usdPerHour": proposal.allocation.usd_per_hour,
+        "onDemandUSDPerHour": proposal.on_demand_usd_per_hour,
+        "notUsed": [
+            {
+                "class": each.accelerator_class,
+                "market": each.market,
+                "zone": each.zone,
+                "why": each.why,
+                "message": each.message,
+                "usdPerNodeHour": each.usd_per_node_hour,
+            }
+            for each in proposal.not_used
+        ],
+        "bounds": [
+            {"bound": each.bound, "allowed": each.allowed, "used": each.used, "binding": each.binds}
+            for each in found.bounds
+        ],
+        "whatIf": [
+            {"change": each.change, "usdPerHour": each.usd_per_hour, "savesUSDPerHour": each.saves_usd_per_hour}
+            for each in found.what_ifs
+        ],
+        "infeasible": status.get("infeasible"),
+        "relaxations": [
+            {
+                "fields": list(each.fields),
+                "change": each.change,
+                "usdPerHour": each.usd_per_hour,
+                "moved": each.moved,
+            }
+            for each in found.relaxations
+        ],
+    }
+
+
+def _show(explanation: Explanation, console: Console) -> None:
+    manifests, proposal = explanation.manifests, explanation.proposal
+    service, found = manifests.service, proposal.allocation
+    demand = proposal.question.problem.demand.total
+    console.print(
+        f"[bold]{escape(service.name)}[/]: {escape(service.model)}, {demand:.3g} requests/s, {promise(manifests)}"
+    )
+    if proposal.infeasible is None:
+        replicas = ", ".join(f"{count} x {key}" for key, count in found.replicas) or "no replicas"
+        console.print(f"[bold]{money(found.usd_per_hour)} USD/h[/]: {replicas}")
+    else:
+        console.print(
+            f"[bold red]cannot be met:[/] {proposal.infeasible.unmet_requests_per_second:.3g} requests/s stay unserved"
+        )
+        for each in proposal.infeasible.bindings:
+            console.print(f"  {escape(each.bound)}: {escape(each.message)}")
+    for table in (
+        _bounds(explanation.bounds),
+        not_used(proposal),
+        _what_ifs(explanation.what_ifs),
+        _relaxations(explanation.relaxations),
+    ):
+        if table.row_count:
+            console.print()
+            console.print(table)
+
+
+def _bounds(binding: Sequence[BoundState]) -> Table:
+    table = Table("BOUND", "ALLOWED", "USED", "", box=None)
+    for each in binding:
+        table.add_row(escape(each.bound), each.allowed, each.used, "[bold yellow]binds[/]" if each.binds else "")
+    return table
+
+
+def _what_ifs(others: Sequence[WhatIf]) -> Table:
+    table = Table("WHAT IF", "USD/H", "SAVES USD/H", box=None)
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for each in others:
+        if each.usd_per_hour is None:
+            table.add_row(escape(each.change), "[red]cannot be met[/]", "")
+            continue
+        saves = each.saves_usd_per_hour or 0.0
+        colour = "green" if saves > 0 else "red" if saves < 0 else "dim"
+        table.add_row(
+            escape(each.change), money(each.usd_per_hour), f"[{colour}]{saves:+.2f}[/]" if saves else "[dim]nothing[/]"
+        )
+    return table
+
+
+def _relaxations(eased: Sequence[Relaxation]) -> Table:
+    """Return what would have to give; the cheapest plan among them is marked."""
+    table = Table("WHAT WOULD HAVE TO GIVE", "BY", "USD/H", box=None)
+    table.columns[1].justify = table.columns[2].justify = "right"
+    cheapest = min((each.usd_per_hour for each in eased), default=None)
+    for each in eased:
+        by = "" if each.moved is None else f"{each.moved:.0%}" + (" each" if len(each.fields) > 1 else "")
+        usd = money(each.usd_per_hour)
+        table.add_row(
+            escape(each.change.replace(" and ", "\n")),
+            by,
+            f"[bold green]{usd}[/]" if each.usd_per_hour == cheapest else usd,
+        )
+    return table
