@@ -133,9 +133,20 @@ def _profiles(observed: Observed, proposal: Proposal) -> Verdict:
         return Verdict(Condition.PROFILES_READY, Truth.FALSE, Reason.PROFILE_MISSING, _joined(message, unreadable))
     used = ", ".join(profile.name for profile in proposal.question.profiles)
     without = f"classes without a profile of {service.model} are left out: {', '.join(missing)}" if missing else ""
-    return Verdict(
-        Condition.PROFILES_READY, Truth.TRUE, Reason.PROFILED, _joined(f"Planned with {used}", without, unreadable)
-    )
+    message = _joined(f"Planned with {used}", without, _extrapolations(proposal), unreadable)
+    return Verdict(Condition.PROFILES_READY, Truth.TRUE, Reason.PROFILED, message)
+
+
+def _extrapolations(proposal: Proposal) -> str:
+    """Say of which shapes sizes with traffic rest on more than was measured, by the largest of them."""
+    demanded = {bucket for bucket, _ in proposal.question.problem.demand.requests_per_second}
+    said = []
+    for each in proposal.question.sustained:
+        doubts = [doubt for bucket, doubt in each.extrapolated if bucket in demanded]
+        if doubts:
+            trust = f", confidence {each.confidence}" if each.confidence is not None else ""
+            said.append(f"{each.throughput.shape}: {doubts[-1]}{trust}")
+    return f"beyond what was measured: {'; '.join(said)}; measure these sizes" if said else ""
 
 
 def _unprofiled(proposal: Proposal) -> list[str]:

@@ -29,7 +29,7 @@ from medley.core.errors import InvalidInputError
 from medley.core.workload import Bucket, Demand, SizeGrid, Slo
 from medley.planning.latency import LatencyModel
 from medley.planning.problem import Load, ShapeThroughput
-from medley.planning.throughput import largest_request
+from medley.planning.sizes import largest_request
 
 BLOCK_TOKENS = (
     16  # vLLM's default: KV memory is given out in blocks, so a request holds half a block that it does not use
