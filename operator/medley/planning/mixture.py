@@ -1,7 +1,7 @@
 """What a replica can carry when sizes mix: mean values per resource, linear in the rates.
 
     at = operating_step(model, slo, mix)             # the step time to run at; None: the promise is out of reach
-    throughput = mixed(shape, model, slo, demand.grid, mix, longest=4096)     # rows for the allocator
+    throughput = mixed(shape, model, slo, demand, longest=4096)     # rows for the allocator
 
 Called by `queueing` and by whoever makes an AllocationProblem. Pure. Derivation: docs/allocation.md, "Mixtures".
 
@@ -21,8 +21,9 @@ TPOT bound gives a sound set of rows; `operating_step` is the one at which the m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from medley.core.accelerators import Shape
 from medley.core.errors import InvalidInputError
@@ -37,6 +38,13 @@ BLOCK_TOKENS = (
 # Without a bound on TPOT steps may be as long as anyone likes and more only adds to latency: the work that fits at
 # this multiple of the shortest step is 95 % of what fits at all.
 _LONGEST_STEP = 20.0
+
+
+class Sizes(StrEnum):
+    """How large the requests of a bucket are taken to be."""
+
+    LARGEST = "largest"  # all as its largest: safe whatever they are
+    EVEN = "even"  # spread evenly over its ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,18 +150,22 @@ def capacity(model: LatencyModel, slo: Slo, mix: Sequence[Stream]) -> float | No
     return None if at is None else 1 / use(model, at, mix).most
 
 
-def streams(demand: Demand, *, longest: int, largest: bool = True) -> dict[Bucket, Stream]:
-    """Return each bucket's requests as one size: its largest, by which a plan judges it, or its middle.
+def streams(demand: Demand, *, longest: int, sizes: Sizes = Sizes.LARGEST) -> dict[Bucket, tuple[Stream, ...]]:
+    """Return each bucket's requests as streams of single sizes.
 
     `longest`: tokens, input + output, of the longest request that is let in; buckets that hold none are left out.
     """
-    found: dict[Bucket, Stream] = {}
+    found: dict[Bucket, tuple[Stream, ...]] = {}
     for bucket, rate in demand.requests_per_second:
         top = largest_request(demand.grid, bucket, longest)
-        if top is not None:
-            middle = demand.grid.middle(bucket)
-            size = top if largest else (min(middle[0], top[0]), min(middle[1], top[1]))
-            found[bucket] = Stream(size[0], size[1], rate)
+        if top is None:
+            continue
+        if sizes is Sizes.LARGEST:
+            found[bucket] = (Stream(*top, rate),)
+            continue
+        low = demand.grid.smallest(bucket)
+        pairs = [(i, o) for i in _two(low[0], top[0]) for o in _two(low[1], top[1])]
+        found[bucket] = tuple(Stream(i, o, rate / len(pairs)) for i, o in pairs)
     return found
 
 
@@ -161,31 +173,29 @@ def mixed(
     shape: Shape,
     model: LatencyModel,
     slo: Slo,
-    grid: SizeGrid,
-    mix: Iterable[Stream],
+    demand: Demand,
     *,
     longest: int,
-    able: Mapping[Bucket, float] | None = None,
-    largest: bool = True,
+    able: Iterable[Bucket] | None = None,
+    sizes: Sizes = Sizes.LARGEST,
 ) -> ShapeThroughput | None:
     """Return the rows of one replica: requests/s of each bucket alone, and a load per resource, at one step time.
 
-    `mix`: what the replicas of this shape are expected to get, which chooses the step time. `able`: buckets that the
-    shape serves within the SLO, with the rate of each alone; None: those that the model says it can. `largest`: judge
-    buckets by their largest requests, else by their middles. None if no step is short enough.
+    `demand`: what the replicas of this shape are expected to get, which chooses the step time. `able`: buckets that the
+    shape serves within the SLO; None: those of which it serves the largest request when idle. None if no step is short
+    enough or there is no such bucket.
     """
-    step_s = operating_step(model, slo, mix)
+    able = frozenset(served(model, slo, demand.grid, longest=longest) if able is None else able)
+    expected = streams(demand, longest=longest, sizes=sizes)
+    mix = [stream for bucket, parts in expected.items() if bucket in able for stream in parts]
+    every = Demand(demand.grid, tuple((bucket, 1.0) for bucket in sorted(able)))
+    apart = streams(every, longest=longest, sizes=sizes)
+    if not apart:
+        return None
+    step_s = operating_step(model, slo, mix or [stream for parts in apart.values() for stream in parts])
     if step_s is None:
         return None
-    buckets = grid.buckets() if able is None else tuple(sorted(able))
-    sizes = streams(Demand(grid, tuple((bucket, 1.0) for bucket in buckets)), longest=longest, largest=largest)
-    taken = {
-        bucket: use(model, step_s, (one,))
-        for bucket, one in sizes.items()
-        if able is not None or serves(model, slo, one.input_tokens, one.output_tokens)
-    }
-    if not taken:
-        return None
+    taken = {bucket: use(model, step_s, parts) for bucket, parts in apart.items()}
     return ShapeThroughput(
         shape,
         tuple((bucket, 1 / each.most) for bucket, each in taken.items()),
@@ -197,6 +207,16 @@ def mixed(
     )
 
 
+def served(model: LatencyModel, slo: Slo, grid: SizeGrid, *, longest: int) -> tuple[Bucket, ...]:
+    """Return the buckets of which an idle replica serves the largest request within the SLO."""
+    found = []
+    for bucket in grid.buckets():
+        top = largest_request(grid, bucket, longest)
+        if top is not None and serves(model, slo, *top):
+            found.append(bucket)
+    return tuple(found)
+
+
 def serves(model: LatencyModel, slo: Slo, input_tokens: float, output_tokens: float) -> bool:
     """Say whether an idle replica serves a request within the SLO: it fits the memory and both bounds hold."""
     if input_tokens + output_tokens > model.kv_tokens:
@@ -206,3 +226,11 @@ def serves(model: LatencyModel, slo: Slo, input_tokens: float, output_tokens: fl
     return (slo.ttft is None or first <= slo.ttft.total_seconds()) and (
         slo.tpot is None or output_tokens <= 1 or each <= slo.tpot.total_seconds()
     )
+
+
+def _two(low: float, high: float) -> tuple[float, ...]:
+    """Return two sizes with the mean and variance of all sizes of a range (Gauss and Legendre's points)."""
+    if high <= low:
+        return (high,)
+    middle, offset = (low + high) / 2, (high - low) / (2 * math.sqrt(3))
+    return middle - offset, middle + offset

@@ -30,6 +30,11 @@ from medley.planning.tails import gamma_tail
 # Dispersion that joining the shortest queue adds to the arrivals at one of many replicas; 1 would be chance, 0 turns.
 # Simulated: 0.4 to 0.7 for windows of 1 to 15 s, 2 to 10 replicas and CV 1 to 4 (docs/allocation.md).
 _ROUTED = 0.7
+# Misses are planned as if they were this many times what the approximation says, which is right on average: measured,
+# what happens in an hour of bursts scatters about it (docs/allocation.md).
+_CAUTION = 1.5
+# Who comes after memory was full waits too, behind those who came while it was.
+_AFTERMATH = 1.5
 _ROUNDS = 30  # of bisection: utilisation to 1e-9
 
 
@@ -42,9 +47,9 @@ class Misses:
     memory: float  # come while KV memory or slots are full
 
     @property
-    def attainment(self) -> float:
-        """A lower estimate of attainment: misses are added up as if none coincided."""
-        return max(0.0, 1.0 - self.tpot - self.ttft - self.memory)
+    def total(self) -> float:
+        """An upper estimate of all misses: they are added up as if none coincided."""
+        return min(1.0, self.tpot + self.ttft + self.memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,6 @@ class _Moments:
     inputs_variance: float
     context: float  # mean context of a decoding sequence, over time
     context_variance: float
-    life: float  # mean of what is left of an output, in tokens, as a newcomer finds it
 
 
 def utilisation(
@@ -87,19 +91,19 @@ def utilisation(
     whole = mixture.capacity(model, slo, mix)
     if whole is None:
         return None
-    wanted = slo.percentile / 100
+    missed = (1 - slo.percentile / 100) / _CAUTION
 
     def at(part: float) -> Misses:
         return misses(model, slo, _scaled(mix, part * whole * replicas), replicas=replicas, dispersion=dispersion)
 
     low, high = 1e-3, 1.0
-    if at(high).attainment >= wanted:
+    if at(high).total <= missed:
         return Utilisation(high, at(high))
-    if at(low).attainment < wanted:
+    if at(low).total > missed:
         return None
     for _ in range(_ROUNDS):
         middle = (low + high) / 2
-        low, high = (middle, high) if at(middle).attainment >= wanted else (low, middle)
+        low, high = (middle, high) if at(middle).total <= missed else (low, middle)
     return Utilisation(low, at(low))
 
 
@@ -133,7 +137,7 @@ def misses(model: LatencyModel, slo: Slo, mix: Sequence[Stream], *, replicas: in
         seen=seen,
         present=present,
         spread=spread,
-        relaxation_s=of.life * (model.step_s + per_sequence * seen) / free,
+        met=_all_busy(replicas, replicas * (present + prefill), dispersion),
     )
     total = math.fsum(each.requests_per_second for each in mix)
     tpot = ttft = 0.0
@@ -157,7 +161,7 @@ class _State:
     present: float  # decoding sequences at a replica, over time
     seen: float  # and as a request sees them
     spread: float  # variance of that number
-    relaxation_s: float  # how long a deviation of that number lasts
+    met: float  # part of the others that may come to a replica that has a request: the rest find one without
 
     @property
     def arrivals(self) -> float:
@@ -175,13 +179,14 @@ def _tpot_missed(state: _State, bound_s: float, gaps: float) -> float:
     due_s = gaps * bound_s
     companions = (state.dispersion - 1) / 2 / state.replicas
     prompt = model.per_prefill_token_s * of.inputs
-    mean = state.per_sequence * state.seen + state.prefill * bound_s + companions * prompt / gaps
-    decoding = (
-        state.per_sequence**2 * state.spread + model.per_context_token_s**2 * state.present * of.context_variance
-    )
+    mean = state.per_sequence * state.seen + state.met * state.prefill * bound_s + companions * prompt / gaps
+    decoding = state.per_sequence**2 * state.spread + model.per_context_token_s**2 * state.present * of.context_variance
     prompts = (
         model.per_prefill_token_s**2
-        * (of.rate * due_s * (of.inputs_variance + state.arrivals * of.inputs**2) + (companions * of.inputs) ** 2)
+        * (
+            state.met * of.rate * due_s * (of.inputs_variance + state.arrivals * of.inputs**2)
+            + (companions * of.inputs) ** 2
+        )
         / gaps**2
     )
     # Who brings prompts stays to decode, so both deviate together; requests present are a matter of the whole fleet,
@@ -209,7 +214,7 @@ def _ttft_missed(state: _State, bound_s: float, inputs: float) -> float:
 
 
 def _waits(busy: float, service_s: float, arrivals: float, services: float, longer_s: float) -> float:
-    """Return P(wait > longer_s) of a queue G/G/1, by its mean wait and probability of waiting (Whitt 1983, QNA).
+    """Return P(wait > longer_s) of a queue G/G/1: probability of waiting (Whitt 1983, QNA) and Kingman's decay.
 
     `arrivals`, `services`: squared coefficients of variation.
     """
@@ -217,9 +222,9 @@ def _waits(busy: float, service_s: float, arrivals: float, services: float, long
         part = 4 * busy / (arrivals + busy**2 * (4 * arrivals + services))
     else:
         part = (1 + arrivals + busy * services) / (1 + busy * (services - 1) + busy**2 * (4 * arrivals + services))
-    waiting = min(1.0, max(1e-9, busy + (arrivals - 1) * busy * (1 - busy) * part))
-    mean_s = busy * service_s * (arrivals + services) / (2 * (1 - busy))
-    return waiting * math.exp(-waiting * longer_s / mean_s) if mean_s > 0 else 0.0
+    waiting = min(1.0, max(0.0, busy + (arrivals - 1) * busy * (1 - busy) * part))
+    scale_s = service_s * (arrivals + services) / (2 * (1 - busy))
+    return waiting * math.exp(-longer_s / scale_s) if scale_s > 0 else 0.0
 
 
 def _blocked(state: _State) -> float:
@@ -231,17 +236,22 @@ def _blocked(state: _State) -> float:
         context**2 * state.spread + state.present * of.context_variance,
         model.kv_tokens,
     )
-    return min(1.0, memory + gamma_tail(state.seen, state.spread, model.max_running))
+    slots = gamma_tail(state.seen, state.spread, model.max_running)
+    return min(1.0, _AFTERMATH * (memory + slots))
 
 
-def _averaged(times: float) -> float:
-    """Return the variance of an average over so many relaxation times, as part of that of a moment.
-
-    Of a process whose correlation decays exponentially (Ornstein-Uhlenbeck).
-    """
-    if times < 1e-6:  # noqa: PLR2004  # where the formula cancels
+def _all_busy(replicas: int, load: float, dispersion: float) -> float:
+    """Return P(none of the other replicas is idle), by Erlang's C; bursts by Hayward's fewer and larger servers."""
+    servers = math.floor((replicas - 1) / max(1.0, dispersion))
+    if servers < 1:
         return 1.0
-    return 2 * (times - 1 + math.exp(-times)) / times**2
+    offered = load * servers / replicas
+    if offered >= servers:
+        return 1.0
+    blocked = 1.0
+    for number in range(1, servers + 1):
+        blocked = offered * blocked / (number + offered * blocked)
+    return blocked / (1 - offered / servers * (1 - blocked))
 
 
 def _moments(mix: Sequence[Stream], replicas: int) -> _Moments:
@@ -258,7 +268,6 @@ def _moments(mix: Sequence[Stream], replicas: int) -> _Moments:
         inputs_variance=max(0.0, math.fsum(p * i * i for p, i, _ in parts) - inputs**2),
         context=context,
         context_variance=max(0.0, math.fsum(w * (i * i + i * o + o * o / 3) for w, i, o in by_tokens) - context**2),
-        life=max(1.0, math.fsum(w * o / 2 for w, _, o in by_tokens)),
     )
 
 
