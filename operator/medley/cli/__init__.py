@@ -5,6 +5,7 @@
     medley operator [release]           the operator; let go of services       (app.run_operator, run_operator_release)
     medley router [...]                 the front door                         (app.run_router)
     medley engine                       the supervisor in an engine pod        (medley.engine.__main__)
+    medley profile measure|fit|estimate what a model does on a GPU             (profile/)
     medley demo [...]                   serve, take an engine away, show       (app.run_demo)
 
 Exit status: 0 done, 1 the answer is no, 2 the input must be corrected.
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from medley import __version__
+from medley.cli.profile import profile
 from medley.core.errors import InvalidInputError
 from medley.core.units import duration
 from medley.planning.arrivals import RateChoice
@@ -39,6 +41,7 @@ main = typer.Typer(
 )
 operator = typer.Typer(help="Run the operator.", invoke_without_command=True)
 main.add_typer(operator, name="operator")
+main.add_typer(profile, name="profile")
 
 # Parts read their own arguments, so that they can be started without this command too.
 _OWN_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
