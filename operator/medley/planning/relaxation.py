@@ -44,7 +44,7 @@ class Relaxation:
     fields: tuple[str, ...]
     change: str
     usd_per_hour: float  # of the cheapest plan then
-    moved: float | None  # by which part of itself each gives: 0.1 is 10 %; None: what was forbidden is allowed
+    moved: float | None  # by which part of itself each gives at most, 0.1: 10 %; None: what was forbidden is allowed
 
 
 class Bound(Protocol):
@@ -80,24 +80,28 @@ Move = tuple[Bound, int]
 def relaxations(case: Case) -> Iterator[Relaxation]:
     """Yield, for a case without a plan, the least move of each bound that helps alone, then the least of several.
 
-    Together, bounds give by the same part of themselves, and those that need not give are left alone: first the limits
-    and hedges, then the promise and the demand with them. What asks for more than one of the bounds before is left out.
+    Together, bounds give by the same part of themselves (in whole replicas and nodes), and those that need not give are
+    left alone: first the limits and hedges, then the promise and the demand with them. What asks for no less of any
+    bound than one of the same bounds alone is left out.
     """
     bounds = tuple(_bounds(case))
-    least = math.inf
+    alone: dict[Bound, float] = {}
     for bound in bounds:
         steps = _fewest(bound.steps, lambda steps, bound=bound: _works(case, [(bound, steps)]))  # type: ignore[misc]
         if steps is not None:
-            part = None if bound.whole is None else steps / bound.whole
-            least = least if part is None else min(least, part)
-            yield _relaxation(case, [(bound, steps)], part)
-    partly = [bound for bound in bounds if bound.whole is not None]
-    limits = [bound for bound in partly if not isinstance(bound, _Latency | _Demand)]
-    for chosen in dict.fromkeys((tuple(limits), tuple(partly))):
+            found = _relaxation(case, [(bound, steps)])
+            alone[bound] = math.inf if found.moved is None else found.moved
+            yield found
+    partly = tuple(bound for bound in bounds if bound.whole is not None)
+    limits = tuple(bound for bound in partly if not isinstance(bound, _Latency | _Demand))
+    for chosen in dict.fromkeys((limits, partly)):
         percent = _fewest(_PERCENT, lambda percent, chosen=chosen: _works(case, _by(percent, chosen)))  # type: ignore[misc]
-        if percent is not None and percent / _PERCENT < least:
-            least = percent / _PERCENT
-            yield _relaxation(case, _by(percent, _needed(case, chosen, percent)), least)
+        if percent is None:
+            continue
+        together = _relaxation(case, _by(percent, _needed(case, chosen, percent)))
+        least = min((alone.get(bound, math.inf) for bound in chosen), default=math.inf)
+        if len(together.fields) > 1 and together.moved is not None and together.moved < least:
+            yield together
 
 
 def _needed(case: Case, bounds: Sequence[Bound], percent: int) -> list[Bound]:
@@ -129,14 +133,15 @@ def _moved(case: Case, moves: Iterable[Move]) -> Case:
     return case
 
 
-def _relaxation(case: Case, moves: Sequence[Move], moved: float | None) -> Relaxation:
+def _relaxation(case: Case, moves: Sequence[Move]) -> Relaxation:
     plan = plan_of(_moved(case, moves))
     assert plan is not None, "it was found to work"
+    parts = [steps / bound.whole for bound, steps in moves if bound.whole is not None]
     return Relaxation(
         fields=tuple(bound.field for bound, _ in moves),
         change=" and ".join(bound.said(steps) for bound, steps in moves),
         usd_per_hour=plan.usd_per_hour,
-        moved=moved,
+        moved=max(parts) if parts else None,
     )
 
 
