@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from medley.core.errors import InvalidInputError
+from medley.core.errors import EngineError, InvalidInputError
 from medley.planning.roofline import Dtype, ModelShape
 
 profile = typer.Typer(
@@ -107,10 +109,102 @@ def estimate(
     raise typer.Exit(_clearly(go))
 
 
+@profile.command()
+def measure(
+    *,
+    url: Annotated[str, typer.Argument(help="OpenAI endpoint of one replica, such as http://localhost:8000.")],
+    accelerator_class: _Class,
+    max_running: _MaxRunning,
+    model: Annotated[
+        str | None, typer.Option(help="Model of the profile. Default: what the endpoint calls it.")
+    ] = None,
+    served_as: Annotated[str | None, typer.Option(help="What the endpoint calls it, if it serves several.")] = None,
+    tensor_parallel: _Tp = 1,
+    pipeline_parallel: _Pp = 1,
+    max_model_len: Annotated[int | None, typer.Option(min=16, help="Default: what the endpoint says.")] = None,
+    inputs: Annotated[str, typer.Option(help="Input tokens, separated by commas.")] = "100,500,2000",
+    outputs: Annotated[str, typer.Option(help="Output tokens, separated by commas.")] = "100,500",
+    rates: Annotated[
+        str, typer.Option(help="Requests/s, separated by commas. Default: rising until it is saturated.")
+    ] = "",
+    growth: Annotated[float, typer.Option(min=1.05, help="From one rate to the next, where rates rise.")] = 1.5,
+    requests: Annotated[int, typer.Option(min=20, help="Measured per rate; 400 for a 99.5th percentile.")] = 200,
+    warm_up: Annotated[int, typer.Option(min=0, help="Requests before those, not measured.")] = 20,
+    most_waiting: Annotated[
+        int | None, typer.Option(min=1, help="Requests on the way at which it is saturated. Default: 4 x max-running.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds after which a request has failed.")] = 600.0,
+    seed: Annotated[int, typer.Option(help="Of arrivals and prompts.")] = 0,
+    ids: Annotated[str, typer.Option("--token-ids", help="Smallest and largest id of prompts' tokens.")] = "100,2000",
+    state: Annotated[Path | None, typer.Option(help="File that keeps what was found, to go on after a stop.")] = None,
+    out: _Out = None,
+) -> None:
+    """Measure a running endpoint over sizes and rates, with open-loop Poisson arrivals; write a profile.
+
+    A key for it is taken from OPENAI_API_KEY.
+    """
+    from medley.cli.profile import measured  # noqa: PLC0415
+    from medley.cli.profile.load import Effort  # noqa: PLC0415
+
+    def go() -> int:
+        low, *high = _counts("--token-ids", ids)
+        if len(high) != 1 or high[0] <= low:
+            raise InvalidInputError("--token-ids", f"expected two ids, the smaller first, got {ids}")
+        return measured.run(
+            measured.Asked(
+                url=url,
+                model=model,
+                served_as=served_as,
+                accelerator_class=accelerator_class,
+                tensor_parallel=tensor_parallel,
+                pipeline_parallel=pipeline_parallel,
+                max_model_len=max_model_len,
+                max_running=max_running,
+                inputs=_counts("--inputs", inputs),
+                outputs=_counts("--outputs", outputs),
+                rates=_rates(rates),
+                growth=growth,
+                effort=Effort(requests, warm_up, most_waiting or 4 * max_running, timeout, seed),
+                token_ids=(low, high[0]),
+                state=state,
+                out=out,
+                api_key=os.environ.get("OPENAI_API_KEY"),
+            )
+        )
+
+    raise typer.Exit(_clearly(go))
+
+
+def _counts(option: str, text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise InvalidInputError(option, f"expected whole numbers from 1 up, separated by commas, got {text!r}")
+    return found
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in text.split(",") if text)
+    except ValueError:
+        found = (0.0,)
+    if any(not (0 < rate < math.inf) for rate in found):
+        raise InvalidInputError("--rates", f"expected requests/s above 0, separated by commas, got {text!r}")
+    return found
+
+
 def _clearly(run: Callable[[], int]) -> int:
-    """Run, and turn input that a person must correct into one line and status 2."""
+    """Run, and say in one line what a person must correct (status 2) or what the endpoint did wrong (status 1)."""
     try:
         return run()
     except InvalidInputError as error:
         typer.echo(f"error: {error}", err=True)
+        return 2
+    except EngineError as error:
+        typer.echo(f"error: {error}", err=True)
+        return 1
+    except ModuleNotFoundError as error:
+        typer.echo(f"error: {error.name} is missing: pip install 'medley-llm[simulate,router]'", err=True)
         return 2
