@@ -115,9 +115,11 @@ async def test_with_a_notice_streams_leave_before_the_deadline(
     async with Load(await on_stage.entrance_url(cluster), manifests.MODEL) as asking:
         await asking.record_references(24)
         references += asking.references
+    aimed = await story.aim(place)
     async with streaming(cluster, references, 24) as load:
-        taken = await story.take_away(place, load, on_stage.NOTICE, settle_seconds=2)
-    assert taken.moved > 0
+        taken = await story.take_away(place, load, on_stage.NOTICE, aimed, settle_seconds=2)
+    moved = taken.moved
+    assert moved > 0
     # The machine died when nobody was on it: a stream there would have waited out the routers' limit of silence.
     assert taken.routers is not None
     assert taken.routers.pause_at_most(100) <= SILENCE_LIMIT_SECONDS
@@ -128,9 +130,11 @@ async def test_without_notice_streams_are_resumed_from_the_token_log(
     place: OnStage, cluster: Any, references: list[Reference]
 ) -> None:
     await story.serving(cluster)
-    async with streaming(cluster, references, 24) as load:
-        taken = await story.take_away(place, load, on_stage.DEATH, settle_seconds=8)
-    assert taken.moved > 0
+    aimed = await story.aim(place)
+    async with streaming(cluster, short(references), 24) as load:
+        taken = await story.take_away(place, load, on_stage.DEATH, aimed, settle_seconds=8)
+    moved = taken.moved
+    assert moved > 0
 
 
 async def test_an_operator_killed_while_it_repairs_goes_on_where_it_was(cluster: Any) -> None:

@@ -98,6 +98,7 @@ async def _interrupted(place: Place, load: Load) -> list[story.Interruption]:
             nonlocal ended
             ended += 1
 
+        aimed: story.Aim | None = await story.aim(place)
         running = asyncio.create_task(load.run(count))
         try:
             await asyncio.sleep(5)
@@ -106,7 +107,8 @@ async def _interrupted(place: Place, load: Load) -> list[story.Interruption]:
                 def watch(said: str) -> None:
                     progress.update(line, description=f"{ended} streams ended · {said}")
 
-                taken.append(await story.take_away(place, load, blow, watch=watch))
+                taken.append(await story.take_away(place, load, blow, aimed or await story.aim(place), watch=watch))
+                aimed = None  # the next one is chosen when it is there
                 await _serving(place, watch)
             while ended < SMALLEST_COUNT:
                 progress.update(line, description=f"{ended} of {SMALLEST_COUNT} streams ended")

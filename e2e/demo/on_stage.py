@@ -6,7 +6,6 @@ Used by `make demo` and by the end-to-end tests.
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from e2e.demo.place import Blow, PlaceError
 from e2e.demo.routers import RouterCounts
 from e2e.demo.story import NAMESPACE, SERVICE
 from e2e.prepare import Environment
+from e2e.stage import cloud, notices
 from e2e.stage import cluster as stage
 from e2e.stage.paths import REPOSITORY
 from e2e.stage.processes import StageError
@@ -101,12 +101,11 @@ class OnStage:
 
     async def interrupt(self, pod: Mapping[str, Any], blow: Blow) -> float:
         """Have the stage's cloud reclaim the node; the machine dies at the deadline whatever anybody does."""
-        node = pod["spec"]["nodeName"]
-        said = await command("interrupt", node, "--after", f"{blow.notice_seconds:g}s", "--as", blow.kind)
-        given = re.search(r"given\s+at\s+([0-9.]+)", said)
-        if given is None:
-            raise RuntimeError(f"the stage does not say when it gave the notice: {said}")
-        return float(given[1])
+        name, form = pod["spec"]["nodeName"], notices.Form(blow.kind)
+        given = await asyncio.to_thread(cloud.interrupt, stage.api(), name, form, blow.notice_seconds)
+        if given.noticed is None:
+            raise RuntimeError(f"the stage's cloud did not take {name} away")
+        return given.noticed
 
     async def settled(self) -> None:
         """Return at once: the stage's cloud acts by itself."""

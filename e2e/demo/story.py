@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,14 @@ Watch = Callable[[str], None]
 
 def quiet(_: str) -> None:
     """Be a `Watch` that nobody reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """The engine whose node goes next, and what the routers had counted before."""
+
+    pod: Mapping[str, Any]
+    before: RouterCounts
 
 
 @dataclass(slots=True)
@@ -81,13 +89,17 @@ async def serving(
     return found
 
 
+async def aim(place: Place) -> Aim:
+    """Choose an engine that serves. Done before the load where the length of its streams matters: reading takes time."""
+    return Aim(await place.victim(), await place.counts())
+
+
 async def take_away(
-    place: Place, load: Load, blow: Blow, *, watch: Watch = quiet, settle_seconds: float = 15
+    place: Place, load: Load, blow: Blow, aimed: Aim, *, watch: Watch = quiet, settle_seconds: float = 15
 ) -> Interruption:
-    """Take the node of an engine that serves; wait until it is gone and the streams that were open have ended."""
-    pod = await place.victim()
+    """Take the node of that engine; wait until it is gone and the streams that were open have ended."""
+    pod = aimed.pod
     taken = Interruption(pod["spec"]["nodeName"], blow)
-    before = await place.counts()
     given = await place.interrupt(pod, blow)
     taken.posted_at = time.monotonic()
     while (left := taken.gone_at + settle_seconds - time.monotonic()) > 0:
@@ -98,6 +110,6 @@ async def take_away(
         await asyncio.sleep(0.2)
     await place.settled()
     after = await place.counts()
-    taken.routers = after.since(before)
+    taken.routers = after.since(aimed.before)
     taken.last_request_after = after.last_issue.get(pod["metadata"]["name"], math.nan) - given
     return taken
