@@ -90,7 +90,7 @@ async def serving(
 
 
 async def aim(place: Place) -> Aim:
-    """Choose an engine that serves. Done before the load where the length of its streams matters: reading takes time."""
+    """Choose an engine that serves: before the load begins, where its streams must be fresh; reading takes time."""
     return Aim(await place.victim(), await place.counts())
 
 
