@@ -6,7 +6,6 @@ so that a run that was killed is cleaned up by the next, and what was there befo
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -206,8 +205,8 @@ class Existing:
 
     async def _is_foreign(self, thing: given.Json) -> bool:
         """Whether the cluster has an object of this name that no demo made."""
-        said = await self.cluster.kubectl("get", "-f", "-", "--ignore-not-found", "-o", "json", given=json.dumps(thing))
-        return bool(said.strip()) and MARK not in json.loads(said)["metadata"].get("labels", {})
+        found = await self.cluster.find(thing)
+        return found is not None and MARK not in found["metadata"].get("labels", {})
 
     async def _have_namespace(self, name: str) -> None:
         if not await self._is_there("namespace", name):

@@ -57,10 +57,8 @@ class Removal:
             await self._cluster.kubectl("delete", "-f", "-", "--ignore-not-found", "--timeout=300s", given=given)
 
     async def _is_ours(self, thing: Json) -> bool:
-        found = await self._cluster.kubectl(
-            "get", "-f", "-", "--ignore-not-found", "-o", "json", given=json.dumps(thing)
-        )
-        return bool(found.strip()) and self._mark in json.loads(found)["metadata"].get("labels", {})
+        found = await self._cluster.find(thing)
+        return found is not None and self._mark in found["metadata"].get("labels", {})
 
     async def _note_pools(self, accelerator_class: Json, pools: set[str]) -> None:
         """Add the NodePools that go with a class, if it is ours; those of another's class stay, with their nodes."""
