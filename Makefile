@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.installed  ## Build a cluster, serve a model on spot, take nodes away, show that no stream broke (KEEP=1 leaves the cluster)
+demo: $(VENV)/.installed  ## Build a cluster, serve a model on spot, take nodes away, show that no stream broke (KEEP=1 leaves it; STAGE=existing: your cluster)
 	@$(BIN)/python -m e2e.demo
 
 test: $(VENV)/.installed lint  ## Everything: lint, unit and property tests, real API server, real vLLM, the stage

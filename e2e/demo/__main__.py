@@ -26,19 +26,24 @@ from e2e.demo.place import Place, PlaceError
 CONSOLE = Console()
 STREAMS = 24
 REFERENCES = 24
+FAILURES = (PlaceError, CommandError, TimeoutError)  # that are told in a line; all others are our bugs
 SMALLEST_COUNT = 200  # streams that a run must have checked to mean something
 
 
 async def main() -> int:
     """Tell the story in the place that STAGE names; return the exit code."""
     place = await _place(os.environ.get("STAGE", ""))
+    code = 1
     try:
-        return await _told(place)
+        code = await _told(place)
+    except FAILURES as error:
+        _say_no(error)  # before the removal, which may fail as well
     finally:
         if os.environ.get("KEEP") == "1":
             CONSOLE.print(place.ending)
         else:
             await place.take_down()
+    return code
 
 
 async def _place(stage: str) -> Place:
@@ -46,7 +51,7 @@ async def _place(stage: str) -> Place:
     if stage == "existing":
         from e2e.demo.existing import Existing
 
-        return await Existing.open(os.environ, lambda said: CONSOLE.print(said, soft_wrap=True))
+        return await Existing.open(os.environ, lambda said: CONSOLE.print(said, soft_wrap=True, markup=False))
     if stage:
         raise PlaceError(
             f"STAGE={stage}: expected `existing` (the cluster of KUBECONFIG), or nothing (a cluster on this machine)"
@@ -77,7 +82,7 @@ async def _told(place: Place) -> int:
         interruptions = await _interrupted(place, load)
     code = _verdict(load, interruptions, service, time.monotonic() - began)
     for remark in place.remarks():
-        CONSOLE.print(f"  · {remark}")
+        CONSOLE.print(f"  · {remark}", markup=False)
     return code
 
 
@@ -184,11 +189,15 @@ def _progress() -> Progress:
     return Progress(*columns, console=CONSOLE, transient=True)
 
 
+def _say_no(error: Exception) -> None:
+    CONSOLE.print(f"[red]demo:[/red] {escape(str(error))}", soft_wrap=True)
+
+
 def _run() -> int:
     try:
         return asyncio.run(main())
-    except (PlaceError, CommandError, TimeoutError) as error:
-        CONSOLE.print(f"[red]demo:[/red] {escape(str(error))}", soft_wrap=True)
+    except FAILURES as error:
+        _say_no(error)
         return 1
 
 

@@ -16,6 +16,7 @@ import aiohttp
 from e2e.demo import given, pinned, routers
 from e2e.demo.cluster import Cluster, ready
 from e2e.demo.forward import Forward
+from e2e.demo.pinned import Context
 from e2e.demo.place import Blow, PlaceError
 from e2e.demo.removal import Removal
 from e2e.demo.routers import RouterCounts
@@ -55,24 +56,23 @@ class Existing:
     patience_seconds = 1800.0
     blows: tuple[Blow, ...] = (Blow("notice", 30, "30 s notice"), Blow("death", 0, "processes killed"))
 
-    def __init__(
-        self, cluster: Cluster, context: str, wanted: given.Manifest, images: Mapping[str, str] | None, say: Say
-    ) -> None:
-        self.cluster, self.context = cluster, context
-        self.opening = ("Your cluster", f"context {context}")
+    def __init__(self, context: Context, wanted: given.Manifest, images: Mapping[str, str] | None, say: Say) -> None:
+        self.cluster, self._context = context.cluster, context
+        self.opening = ("Your cluster", f"context {context.name}, {context.server}")
         self._wanted, self._images, self._say = wanted, images, say
         meta = wanted.service["metadata"]
         self.namespace, self.service = str(meta.get("namespace") or NAMESPACE), str(meta["name"])
         self.model, self.exact = wanted.model, wanted.exact
         self._forward: Forward | None = None
-        self._taking = Taking(cluster, self.namespace)
+        self._taking = Taking(self.cluster, self.namespace)
         self._installed = self._applied = False
 
     @classmethod
     async def open(cls, environment: Mapping[str, str], say: Say) -> Existing:
         """Look at what is given and what is there, and say what will be done; change nothing. Raise PlaceError."""
         wanted = _manifest(environment)
-        cluster, context = await pinned.cluster(environment, NAMESPACE)
+        context = await pinned.current(environment, NAMESPACE)
+        cluster = context.cluster
         try:
             operators = await cluster.items(*OPERATOR)
             ours = bool(
@@ -81,17 +81,17 @@ class Existing:
                 )
             )
             images = None if operators and not ours else given.images(environment)
-            place = cls(cluster, context, wanted, images, say)
+            place = cls(context, wanted, images, say)
             await place._look_at_catalogue()
             for line in place._announcement(operators):
                 say(line)
         except BaseException:
-            pinned.forget(cluster)
+            context.forget()
             raise
-        if environment.get(given.CONFIRM) != context:
-            pinned.forget(cluster)
+        if environment.get(given.CONFIRM) != context.name:
+            context.forget()
             raise PlaceError(
-                f"nothing was done yet. If this is what you want, run it again with {given.CONFIRM}={context}"
+                f"nothing was done yet. If this is what you want, run it again with {given.CONFIRM}={context.name}"
             )
         return place
 
@@ -162,9 +162,7 @@ class Existing:
         if not self.exact:
             said.append(INEXACT)
         if self._forward is not None and (words := self._forward.ended) is not None:
-            said.append(
-                f"[red]kubectl port-forward ended during the run ({words}): broken streams may be its doing.[/red]"
-            )
+            said.append(f"kubectl port-forward ended during the run ({words}): broken streams may be its doing.")
         return said
 
     async def take_down(self) -> None:
@@ -177,7 +175,7 @@ class Existing:
             await removal.objects(self._wanted, self._namespaces())
         if self._installed:
             await removal.release(SYSTEM, CRDS)
-        pinned.forget(self.cluster)
+        self._context.forget()
         if removal.failures:
             raise PlaceError("left behind in the cluster: " + "; ".join(removal.failures))
 
@@ -223,7 +221,7 @@ class Existing:
             medley = f"install medley in {SYSTEM} and remove it again: {', '.join(self._images.values())}"
         listed = ", ".join(f"{each['kind']} {each['metadata']['name']}" for each in self._wanted.objects)
         return [
-            f"In the cluster of context [bold]{self.context}[/bold] the demo is going to",
+            f"In the cluster of context {self._context.name} ({self._context.server}) the demo is going to",
             f"  · {medley}",
             f"  · apply and remove again: {listed}",
             "  · have Karpenter buy nodes for it, if its classes say so: this costs money",

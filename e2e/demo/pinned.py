@@ -11,14 +11,28 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from e2e.demo.cluster import Cluster, CommandError
 from e2e.demo.place import PlaceError
 
 
-async def cluster(environment: Mapping[str, str], namespace: str) -> tuple[Cluster, str]:
-    """Return the cluster of the current context, and the context's name; raise PlaceError if it cannot be reached.
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A cluster that cannot be switched, and how its user calls it."""
+
+    cluster: Cluster
+    name: str
+    server: str  # the API server's URL
+
+    def forget(self) -> None:
+        """Remove the kubeconfig; may be done again."""
+        self.cluster.kubeconfig.unlink(missing_ok=True)
+
+
+async def current(environment: Mapping[str, str], namespace: str) -> Context:
+    """Return the current context; raise PlaceError if there is none or its cluster cannot be reached.
 
     `namespace` is where objects go whose manifest names none.
     """
@@ -31,25 +45,21 @@ async def cluster(environment: Mapping[str, str], namespace: str) -> tuple[Clust
         context = (await _words(environment, kubectl, "config", "current-context")).strip()
         chosen = await _words(environment, kubectl, "config", "view", "--raw", "--minify", "--flatten", "-o", "json")
     except CommandError as error:
-        raise PlaceError(f"KUBECONFIG={environment.get('KUBECONFIG', '')}: {error}") from error
+        where = environment.get("KUBECONFIG") or "not set, and kubectl knows no other"
+        raise PlaceError(f"KUBECONFIG: {where}: {error}") from error
     content = json.loads(chosen)
     for each in content["contexts"]:
         each["context"]["namespace"] = namespace
     descriptor, name = tempfile.mkstemp(prefix="medley-demo-", suffix=".kubeconfig")  # for its owner alone
     with os.fdopen(descriptor, "w") as file:
         json.dump(content, file)
-    found_cluster = Cluster(Path(name), kubectl, helm)
+    pinned = Context(Cluster(Path(name), kubectl, helm), context, content["clusters"][0]["cluster"]["server"])
     try:
-        await found_cluster.kubectl("version", "--request-timeout=15s")
+        await pinned.cluster.kubectl("version", "--request-timeout=15s")
     except CommandError as error:
-        forget(found_cluster)
-        raise PlaceError(f"the cluster of context {context} does not answer: {error}") from error
-    return found_cluster, context
-
-
-def forget(pinned: Cluster) -> None:
-    """Remove the file."""
-    pinned.kubeconfig.unlink(missing_ok=True)
+        pinned.forget()
+        raise PlaceError(f"the cluster of context {context} ({pinned.server}) does not answer: {error}") from error
+    return pinned
 
 
 async def _words(environment: Mapping[str, str], program: Path, *arguments: str) -> str:

@@ -106,7 +106,7 @@ async def test_nothing_is_done_before_the_context_is_confirmed(plane, environmen
     with pytest.raises(PlaceError, match=f"CONFIRM={context}$"):
         await Existing.open(environment, said.append)
     assert everything(plane) == before
-    assert said[0] == f"In the cluster of context [bold]{context}[/bold] the demo is going to"
+    assert said[0] == f"In the cluster of context {context} ({plane.server}) the demo is going to"
     assert said[1] == "  · use medley as it runs in default and leave it"
     assert "LLMService chat" in said[2]
 
@@ -166,7 +166,7 @@ async def test_without_medley_in_the_cluster_its_images_are_asked_for(plane, env
     ("change", "said"),
     [
         ({"PATH": "/nowhere"}, "kubectl is not on PATH"),
-        ({"KUBECONFIG": "/nowhere"}, "KUBECONFIG=/nowhere: error: current-context is not set"),
+        ({"KUBECONFIG": "/nowhere"}, "KUBECONFIG: /nowhere: error: current-context is not set"),
         ({"DEMO_MANIFEST": ""}, "DEMO_MANIFEST is not set"),
         ({"DEMO_MANIFEST": "/nowhere"}, "DEMO_MANIFEST=/nowhere: No such file"),
         ({"CONFIRM": "another"}, "nothing was done yet"),
