@@ -129,6 +129,7 @@ async def test_what_was_there_stays_as_it_was_and_what_came_goes(plane, environm
 
 
 async def test_the_next_run_removes_what_a_killed_one_left(plane, environment):
+    plane.kubectl("create", "namespace", "team")  # theirs: it stays
     before = everything(plane)
     killed = await Existing.open(environment, print)
     await killed.apply()
