@@ -19,13 +19,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.installed  ## Build a cluster, serve a model on spot, take nodes away, show that no stream broke (KEEP=1 leaves the cluster)
+demo: $(VENV)/.installed  ## Build a cluster, serve a model on spot, take nodes away, show that no stream broke (KEEP=1 leaves it; STAGE=existing: your cluster)
 	@$(BIN)/python -m e2e.demo
 
 test: $(VENV)/.installed lint  ## Everything: lint, unit and property tests, real API server, real vLLM, the stage
 	@$(BIN)/python -m e2e.prepare
 	@$(BIN)/python -m pytest tests -m "not vllm" --numprocesses 3 --dist loadfile --durations 5
-	@$(BIN)/python -m pytest tests e2e -m "vllm or stage" --durations 10
+	@$(BIN)/python -m pytest tests e2e/test_stage.py -m "vllm or stage" --numprocesses 2 --dist loadfile --durations 5
+	@test $$(id -u) != 0 || $(BIN)/python -m pytest e2e/test_service.py --durations 10
 
 test-fast: $(VENV)/.installed  ## Unit and property tests alone: no API server, no vLLM, no root
 	@$(BIN)/python -m pytest tests -m "not vllm and not apiserver" --numprocesses 3 --dist loadfile

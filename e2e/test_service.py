@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
-from e2e.demo import manifests, story
+from e2e.demo import manifests, on_stage, story
 from e2e.demo.cluster import CommandError, condition, ready, until
 from e2e.demo.load import Load, Reference
+from e2e.demo.on_stage import OnStage
 from e2e.prepare import Environment
 from e2e.stage import cluster as stage
 from e2e.stage import paths
@@ -39,6 +40,11 @@ def cluster(environment: Environment) -> Any:
 
 
 @pytest.fixture(scope="module")
+def place(environment: Environment) -> OnStage:
+    return OnStage(environment=environment)
+
+
+@pytest.fixture(scope="module")
 def references() -> list[Reference]:
     """The answers of an uninterrupted run, recorded by the test that first has a service to ask."""
     return []
@@ -47,7 +53,7 @@ def references() -> list[Reference]:
 @asynccontextmanager
 async def streaming(cluster: Any, references: Sequence[Reference], concurrency: int) -> AsyncGenerator[Load, None]:
     """Keep streams open around a block; afterwards all of them have ended, and none was broken."""
-    async with Load(await story.entrance_url(cluster), manifests.MODEL, concurrency) as load:
+    async with Load(await on_stage.entrance_url(cluster), manifests.MODEL, concurrency) as load:
         load.references = tuple(references)
         running = asyncio.create_task(load.run())
         try:
@@ -66,9 +72,8 @@ async def test_the_chart_installs_and_its_own_test_passes(environment: Environme
     assert "Succeeded" in said
 
 
-async def test_a_service_is_planned_over_spot_and_on_demand_and_served(environment: Environment, cluster: Any) -> None:
-    await story.apply_catalogue(cluster)
-    await story.apply_service(cluster, environment.engine_image)
+async def test_a_service_is_planned_over_spot_and_on_demand_and_served(place: OnStage, cluster: Any) -> None:
+    await place.apply()
     plan = (await story.planned(cluster))["status"]["plan"]
     markets = Counter[str]()
     for offering in plan["offerings"]:
@@ -104,24 +109,32 @@ async def test_an_idle_operator_writes_nothing_but_its_lease() -> None:
     assert writes_of_medley(since) == {}
 
 
-async def test_with_a_notice_streams_leave_before_the_deadline(cluster: Any, references: list[Reference]) -> None:
-    async with Load(await story.entrance_url(cluster), manifests.MODEL) as asking:
+async def test_with_a_notice_streams_leave_before_the_deadline(
+    place: OnStage, cluster: Any, references: list[Reference]
+) -> None:
+    async with Load(await on_stage.entrance_url(cluster), manifests.MODEL) as asking:
         await asking.record_references(24)
         references += asking.references
+    aimed = await story.aim(place)
     async with streaming(cluster, references, 24) as load:
-        taken = await story.take_away(cluster, load, "karpenter", 30, settle_seconds=2)
-    assert taken.moved > 0
+        taken = await story.take_away(place, load, on_stage.NOTICE, aimed, settle_seconds=2)
+    moved = taken.moved
+    assert moved > 0
     # The machine died when nobody was on it: a stream there would have waited out the routers' limit of silence.
     assert taken.routers is not None
     assert taken.routers.pause_at_most(100) <= SILENCE_LIMIT_SECONDS
     assert taken.last_request_after < 5  # clients asked all the time; how soon it ended is for `make demo` to show
 
 
-async def test_without_notice_streams_are_resumed_from_the_token_log(cluster: Any, references: list[Reference]) -> None:
+async def test_without_notice_streams_are_resumed_from_the_token_log(
+    place: OnStage, cluster: Any, references: list[Reference]
+) -> None:
     await story.serving(cluster)
-    async with streaming(cluster, references, 24) as load:
-        taken = await story.take_away(cluster, load, "none", 0, settle_seconds=8)
-    assert taken.moved > 0
+    aimed = await story.aim(place)
+    async with streaming(cluster, short(references), 24) as load:
+        taken = await story.take_away(place, load, on_stage.DEATH, aimed, settle_seconds=8)
+    moved = taken.moved
+    assert moved > 0
 
 
 async def test_an_operator_killed_while_it_repairs_goes_on_where_it_was(cluster: Any) -> None:
@@ -169,7 +182,7 @@ async def test_what_cannot_run_says_so_and_how_to_mend_it(cluster: Any, environm
     async def begin(name: str) -> None:
         image, source, _ = wrong[name]
         await cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-        await story.stage("model", "--namespace", name)
+        await on_stage.command("model", "--namespace", name)
         if name == "quota":
             await cluster.apply(quota | {"metadata": {"name": "none", "namespace": name}})
         wanted = manifests.service(name, name, image, rate=1.0, spot={"policy": "Prefer"})

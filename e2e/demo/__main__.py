@@ -1,58 +1,99 @@
-"""`make demo`: a real cluster, a real model, nodes taken away under load; ends with 0 only if no stream was lost."""
+"""`make demo`: a real cluster, a real model, nodes taken away under load; ends with 0 only if no stream was lost.
+
+STAGE=existing tells the same story on the cluster of KUBECONFIG; the default is the stage of this machine.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 import time
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from e2e import prepare
-from e2e.demo import manifests, story
-from e2e.demo.cluster import Cluster
+from e2e.demo import story
+from e2e.demo.cluster import CommandError
 from e2e.demo.load import Load
-from e2e.stage import cluster as stage
-from e2e.stage.processes import StageError
+from e2e.demo.place import Place, PlaceError
 
 CONSOLE = Console()
 STREAMS = 24
 REFERENCES = 24
+FAILURES = (PlaceError, CommandError, TimeoutError)  # that are told in a line; all others are our bugs
 SMALLEST_COUNT = 200  # streams that a run must have checked to mean something
 
 
 async def main() -> int:
-    """Tell the story; return the exit code."""
+    """Tell the story in the place that STAGE names; return the exit code."""
+    place = await _place(os.environ.get("STAGE", ""))
+    code = 1
+    try:
+        code = await _told(place)
+    except FAILURES as error:
+        _say_no(error)  # before the removal, which may fail as well
+    finally:
+        if os.environ.get("KEEP") == "1":
+            CONSOLE.print(place.ending)
+        else:
+            await place.take_down()
+    return code
+
+
+async def _place(stage: str) -> Place:
+    """Return where to tell the story; what a place needs is imported with it."""
+    if stage == "existing":
+        from e2e.demo.existing import Existing
+
+        return await Existing.open(os.environ, lambda said: CONSOLE.print(said, soft_wrap=True, markup=False))
+    if stage:
+        raise PlaceError(
+            f"STAGE={stage}: expected `existing` (the cluster of KUBECONFIG), or nothing (a cluster on this machine)"
+        )
+    from e2e.demo.on_stage import OnStage
+
+    return OnStage.open(CONSOLE)
+
+
+async def _told(place: Place) -> int:
     began = time.monotonic()
-    _say("A cluster on this machine", "control plane, kubelets, Karpenter, registry; built once, then cached")
-    environment = await asyncio.to_thread(prepare.everything, CONSOLE)
-    cluster = environment.cluster
+    _say(*place.opening)
+    await place.prepare()
     _say("medley, by Helm", "operator with leader election, CRDs, rights")
-    await cluster.install(environment.images, f"defaults.engineImage={environment.engine_image}")
+    await place.install()
     _say("What can be bought, and a service", "kubectl apply")
-    await story.apply_catalogue(cluster)
-    await story.apply_service(cluster, environment.engine_image)
-    _show_plan(await story.planned(cluster))
+    await place.apply()
+    _show_plan(await story.planned(place.cluster, place.namespace, place.service))
     with _progress() as progress:
         line = progress.add_task("Karpenter makes nodes, engines load the model", total=None)
-        service = await story.serving(cluster, lambda said: progress.update(line, description=said))
-    CONSOLE.print(await cluster.kubectl("get", "llmservices,pods", "--namespace", story.NAMESPACE, "-o", "wide"))
-    async with Load(await story.entrance_url(cluster), manifests.MODEL, STREAMS) as load:
+        service = await _serving(place, lambda said: progress.update(line, description=said))
+    CONSOLE.print(await place.cluster.kubectl("get", "llmservices,pods", "--namespace", place.namespace, "-o", "wide"))
+    async with Load(await place.entrance(), place.model, STREAMS, exact=place.exact) as load:
         _say("Reference answers", "the same prompts, uninterrupted")
         with _progress() as progress:
-            line = progress.add_task("prompts without near-ties", total=REFERENCES)
+            line = progress.add_task("prompts without near-ties" if place.exact else "prompts", total=REFERENCES)
             await load.record_references(REFERENCES, lambda kept: progress.update(line, completed=kept))
-        interruptions = await _interrupted(cluster, load)
-    return _verdict(load, interruptions, service, time.monotonic() - began)
+        interruptions = await _interrupted(place, load)
+    code = _verdict(load, interruptions, service, time.monotonic() - began)
+    for remark in place.remarks():
+        CONSOLE.print(f"  · {remark}", markup=False)
+    return code
 
 
-async def _interrupted(cluster: Cluster, load: Load) -> list[story.Interruption]:
-    _say(f"{STREAMS} streams, and the cloud", "a spot node goes with 30 s notice, then another with none")
+async def _serving(place: Place, watch: story.Watch) -> dict[str, Any]:
+    return await story.serving(
+        place.cluster, watch, seconds=place.patience_seconds, namespace=place.namespace, name=place.service
+    )
+
+
+async def _interrupted(place: Place, load: Load) -> list[story.Interruption]:
+    _say(f"{STREAMS} streams, and the cloud", place.taking)
     taken = []
     with _progress() as progress:
         line = progress.add_task("streams", total=None)
@@ -62,16 +103,18 @@ async def _interrupted(cluster: Cluster, load: Load) -> list[story.Interruption]
             nonlocal ended
             ended += 1
 
+        aimed: story.Aim | None = await story.aim(place)
         running = asyncio.create_task(load.run(count))
         try:
             await asyncio.sleep(5)
-            for kind, notice in (("karpenter", 30.0), ("none", 0.0)):
+            for blow in place.blows:
 
                 def watch(said: str) -> None:
                     progress.update(line, description=f"{ended} streams ended · {said}")
 
-                taken.append(await story.take_away(cluster, load, kind, notice, watch=watch))
-                await story.serving(cluster, watch)
+                taken.append(await story.take_away(place, load, blow, aimed or await story.aim(place), watch=watch))
+                aimed = None  # the next one is chosen when it is there
+                await _serving(place, watch)
             while ended < SMALLEST_COUNT:
                 progress.update(line, description=f"{ended} of {SMALLEST_COUNT} streams ended")
                 await asyncio.sleep(1)
@@ -104,12 +147,14 @@ def _verdict(load: Load, taken: list[story.Interruption], service: dict[str, Any
         counted = one.routers
         silences = [f"≤ {counted.pause_at_most(p):g} s" if counted and one.moved else "—" for p in (50, 99)]
         table.add_row(
-            f"{one.notice_seconds:.0f} s notice" if one.notice_seconds else "no notice at all",
+            one.blow.label,
             str(len(one.streams)),
             str(one.moved),
             str(sum(s.broken for s in one.streams)),
             *silences,
-            f"{one.last_request_after * 1000:+.0f} ms" if one.notice_seconds else "—",
+            "—"
+            if not one.blow.notice_seconds or math.isnan(one.last_request_after)
+            else f"{one.last_request_after * 1000:+.0f} ms",
         )
     CONSOLE.print(table)
     plan = service["status"]["plan"]
@@ -144,19 +189,16 @@ def _progress() -> Progress:
     return Progress(*columns, console=CONSOLE, transient=True)
 
 
+def _say_no(error: Exception) -> None:
+    CONSOLE.print(f"[red]demo:[/red] {escape(str(error))}", soft_wrap=True)
+
+
 def _run() -> int:
     try:
-        stage.demand_root()
-    except StageError as error:
-        CONSOLE.print(f"[red]demo:[/red] {error}. Without root: medley demo --local")
-        return 1
-    try:
         return asyncio.run(main())
-    finally:
-        if os.environ.get("KEEP") == "1":
-            CONSOLE.print("the cluster stays: `python -m e2e.stage kubeconfig` shows how to reach it")
-        else:
-            prepare.take_down(CONSOLE)
+    except FAILURES as error:
+        _say_no(error)
+        return 1
 
 
 if __name__ == "__main__":

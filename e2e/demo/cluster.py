@@ -47,6 +47,15 @@ class Cluster:
         found: dict[str, Any] = json.loads(await self.kubectl("get", *what, "-o", "json"))
         return found
 
+    async def find(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the object that has a manifest's kind, name and namespace, or None."""
+        where = ("-f", "-", "--ignore-not-found", "-o", "json")
+        said = await self.kubectl("get", *where, given=json.dumps(manifest))
+        if not said.strip():
+            return None
+        found: dict[str, Any] = json.loads(said)
+        return next(iter(found["items"]), None) if found["kind"] == "List" else found
+
     async def items(self, *what: str) -> list[dict[str, Any]]:
         """Return the objects of a list."""
         found: list[dict[str, Any]] = (await self.get(*what))["items"]

@@ -1,8 +1,9 @@
-"""What the routers of a service say of themselves: their metrics, read through the API server."""
+"""What the routers of a service say of themselves: their metrics."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from prometheus_client import Metric
@@ -31,14 +32,22 @@ class RouterCounts:
         return next((bound for bound, count in self.pauses if total and count >= total * percent / 100), math.nan)
 
 
-async def counts(cluster: Cluster, namespace: str, service: str) -> RouterCounts:
+Read = Callable[[Cluster, str, str], Awaitable[str]]
+"""Reads the metrics of a router: the cluster, its namespace, its pod."""
+
+
+async def through_api_server(cluster: Cluster, namespace: str, pod: str) -> str:
+    """Be a `Read` for clusters whose API server reaches pods."""
+    return await cluster.kubectl("get", "--raw", f"/api/v1/namespaces/{namespace}/pods/{pod}:8080/proxy/metrics")
+
+
+async def counts(cluster: Cluster, namespace: str, service: str, *, read: Read = through_api_server) -> RouterCounts:
     """Read every Ready router of a service."""
     selector = f"medley.dev/service={service},medley.dev/component=router"
     families: list[Metric] = []
     for pod in await cluster.items("pods", "--namespace", namespace, "--selector", selector):
         if ready(pod):
-            path = f"/api/v1/namespaces/{namespace}/pods/{pod['metadata']['name']}:8080/proxy/metrics"
-            families += text_string_to_metric_families(await cluster.kubectl("get", "--raw", path))
+            families += text_string_to_metric_families(await read(cluster, namespace, pod["metadata"]["name"]))
     samples = [sample for family in families for sample in family.samples]
     pauses: dict[float, float] = {}
     last_issue: dict[str, float] = {}

@@ -10,8 +10,16 @@ import yaml
 from typer.testing import CliRunner
 
 from medley import __version__
+from medley.api.convert import read_llm_service
 from medley.cli import main
+from medley.cli.manifests import read
+from medley.kube.status import status_json
+from medley.planning.fleet import Observed
+from medley.planning.reconcile import plan
+from medley.testing.builders import NOW
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLE_FILES = ("llmservice.yaml", "acceleratorclasses.yaml", "performanceprofiles.yaml")
 SERVICE = """
 apiVersion: medley.dev/v1alpha1
 kind: LLMService
@@ -47,6 +55,10 @@ spec:
 """
 
 
+def catalogue(market: str = "on-demand") -> str:
+    return CLASS.replace("MARKET", market) + "---" + PROFILE
+
+
 @pytest.fixture
 def files(tmp_path: Path):
     def written(*documents: str) -> list[str]:
@@ -62,10 +74,6 @@ def files(tmp_path: Path):
 
 def ran(*arguments: str):
     return CliRunner().invoke(main, ["plan", *arguments], env={"COLUMNS": "200"})
-
-
-def catalogue(market: str = "on-demand") -> str:
-    return CLASS.replace("MARKET", market) + "---" + PROFILE
 
 
 def test_the_status_that_the_operator_would_write(files):
@@ -90,6 +98,44 @@ def test_the_status_that_the_operator_would_write(files):
         "gap": "0.00%",
         "notUsed": [],
     }
+
+
+@pytest.mark.parametrize(
+    ("documents", "infeasible"),
+    [
+        pytest.param([SERVICE, catalogue()], False, id="a plan"),
+        pytest.param([(EXAMPLES / name).read_text() for name in EXAMPLE_FILES], False, id="the examples"),
+        pytest.param([SERVICE + "  limits: {maxUSDPerHour: '1.00', maxReplicas: 2}", catalogue()], True, id="limits"),
+        pytest.param([SERVICE, catalogue("spot")], True, id="no on-demand"),
+        pytest.param([SERVICE, CLASS.replace("MARKET", "spot")], True, id="no profile"),
+        pytest.param([SERVICE], True, id="no class"),
+    ],
+)
+def test_the_operator_writes_what_the_tool_prints(files, documents, infeasible):
+    paths = files(*documents)
+    printed = json.loads(ran(*paths, "-o", "json").stdout)
+    manifests = read([Path(path) for path in paths[1::2]])
+    seen = Observed(service=manifests.service, classes=manifests.classes, profiles=manifests.profiles)
+    decided = plan(seen, NOW).status
+    assert decided is not None
+    written = status_json(read_llm_service(yaml.safe_load(documents[0])), decided, NOW)["plan"]
+    assert written == {**printed, "computedAt": "2030-01-01T12:00:00Z"}
+    assert ("infeasible" in printed) is infeasible
+
+
+def test_without_profiles_the_remedy_is_to_write_one(files):
+    result = ran(*files(*((EXAMPLES / name).read_text() for name in EXAMPLE_FILES if "profile" not in name)))
+    model = "meta-llama/Llama-3.1-8B-Instruct"
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[:4] == [
+        f"chat: {model}, 1 requests/s, TTFT ≤ 2000 ms and TPOT ≤ 100 ms for 99 % of requests",
+        "cannot be met: 1 requests/s stay unserved",
+        (
+            f"  PerformanceProfile: write a PerformanceProfile, measured or estimated, of {model} on class a10g, h100, l4 or "
+            "l40s: there is none"
+        ),
+        "no replica is planned",
+    ]
 
 
 def test_yaml_and_json_say_the_same(files):

@@ -134,7 +134,7 @@ L4_PROFILE = measured("l4")
             id="other zones only",
         ),
         pytest.param(
-            gpu("x", sold(0.1, SPOT)), measured("x"), Why.NOT_ALLOWED, "spot zone-a: spec.spot.policy is Never", id="spot only"
+            gpu("x", sold(0.1, SPOT)), measured("x"), Why.SPOT_NOT_ALLOWED, "spot zone-a: spec.spot.policy is Never", id="spot only"
         ),
     ],
 )  # fmt: skip

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from medley.core.accelerators import ExistingNodes, Market
+from medley.core.accelerators import ExistingNodes, Market, NodeOffer, Shape
 from medley.core.names import Condition, Reason
 from medley.core.notices import Cause, Notice, NoticeSource
 from medley.core.service import Limits, MigrationMode, OperatingMode, SpotPolicy, SpotUse, WorkloadSource
@@ -29,7 +29,7 @@ from medley.planning.actions import (
 )
 from medley.planning.conditions import with_refusals
 from medley.planning.fleet import PoolKey, ReplicaPhase, RouterState, Standing, Truth, Unavailable
-from medley.planning.problem import Bound
+from medley.planning.problem import Binding, Bound
 from medley.planning.reconcile import Event, Plan, plan
 from medley.testing.builders import (
     NOW,
@@ -159,8 +159,28 @@ class TestRefusals:
         found = plan(observed(profiles=()), NOW)
         assert launches(found) == []
         truth, reason, message = said(found, Condition.PROFILES_READY)
-        assert (truth, reason) == (Truth.FALSE, Reason.PROFILE_MISSING)
-        assert "add a PerformanceProfile of acme/model-7b for one of h100, l4" in message
+        assert (truth, reason, message) == (
+            Truth.FALSE,
+            Reason.PROFILE_MISSING,
+            (
+                "PerformanceProfile: write a PerformanceProfile, measured or estimated, of acme/model-7b on class h100 or l4: "
+                "there is none"
+            ),
+        )
+        assert said(found, Condition.PLAN_FEASIBLE) == said(found, Condition.READY) == (truth, reason, message)
+
+    def test_a_profile_that_is_missing_is_no_failure_of_the_solver_where_nothing_is_demanded(self):
+        idle = replace(service().forecast, requests_per_second=0.0)
+        found = plan(observed(profiles=(), service=service(forecast=idle)), NOW)
+        assert said(found, Condition.PLAN_FEASIBLE)[:2] == (Truth.FALSE, Reason.PROFILE_MISSING)
+
+    def test_a_service_on_spot_without_traffic_has_a_plan_and_nothing_to_compare_it_with(self):
+        only = accelerator_class("l4")
+        only = replace(only, offers=tuple(each for each in only.offers if each.market is Market.SPOT))
+        idle = replace(service().forecast, requests_per_second=0.0)
+        found = plan(observed(classes=(only,), service=service(forecast=idle)), NOW)
+        assert found.status.proposal.wanted == {SPOT_A: 1}
+        assert found.status.proposal.on_demand_usd_per_hour is None
 
     def test_a_class_asked_for_by_name_without_profile(self):
         seen = observed(service=service(classes=("l4", "h100")), profiles=(profile("l4"),))
@@ -214,7 +234,115 @@ class TestRefusals:
         found = plan(observed(service=service(max_model_len=100_000)), NOW)
         assert launches(found) == []
         assert said(found, Condition.PLAN_FEASIBLE)[1] is Reason.MODEL_TOO_LONG
-        assert "maxModelLen" in "".join(each.message for each in found.status.proposal.not_used)
+        assert found.status.proposal.infeasible.bindings == (
+            Binding(
+                Bound.MODEL_LENGTH,
+                "h100 holds 8192 tokens, less than spec.model.maxModelLen 100000; lower it, or use a larger shape; "
+                "l4 holds 8192 tokens, less than spec.model.maxModelLen 100000; lower it, or use a larger shape",
+            ),
+        )
+        assert said(found, Condition.PROFILES_READY) == said(found, Condition.PLAN_FEASIBLE)
+
+    @pytest.mark.parametrize(
+        ("changes", "reason", "bindings"),
+        [
+            pytest.param(
+                {"classes": ()},
+                Reason.UNKNOWN_CLASS,
+                ((Bound.CLASSES, "there is no AcceleratorClass: write one for each kind of GPU that may be bought"),),
+                id="no class",
+            ),
+            pytest.param(
+                {"profiles": (), "classes": (accelerator_class("l4"),)},
+                Reason.PROFILE_MISSING,
+                (
+                    (
+                        Bound.PROFILES,
+                        "write a PerformanceProfile, measured or estimated, of acme/model-7b on class l4: there is none",
+                    ),
+                ),
+                id="one class without profile",
+            ),
+            pytest.param(
+                {"service": service(slo=Slo(99, timedelta(milliseconds=1), None)), "profiles": (profile("l4"),)},
+                Reason.SLO_UNREACHABLE,
+                (
+                    (
+                        Bound.SIZES,
+                        (
+                            "l4 cannot serve requests of up to 1000 + 1000 tokens: at 2 requests/s, the lowest rate "
+                            "measured, TTFT is 1000 ms and TPOT 50 ms; relax the SLO, lower spec.model.maxModelLen, or add "
+                            "a class that is fast enough"
+                        ),
+                    ),
+                    (
+                        Bound.PROFILES,
+                        "write a PerformanceProfile, measured or estimated, of acme/model-7b on class h100: there is none",
+                    ),
+                ),
+                id="one too slow, one unprofiled",
+            ),
+            pytest.param(
+                {"profiles": (profile("l4", shape=Shape("l4", 2)),), "classes": (accelerator_class("l4"),)},
+                Reason.CAPACITY_CAPPED,
+                (
+                    (
+                        Bound.GPUS_PER_NODE,
+                        (
+                            "l4-tp2 needs 2 GPUs on one node, which has 1; add the profile of a smaller shape, or a class "
+                            "with larger nodes"
+                        ),
+                    ),
+                ),
+                id="nodes too small",
+            ),
+            pytest.param(
+                {
+                    "service": service(zones=("b",)),
+                    "classes": (accelerator_class("l4", offers=(NodeOffer(Market.ON_DEMAND, "a", 1.0, None),)),),
+                },
+                Reason.LIMITS_TOO_TIGHT,
+                (
+                    (
+                        Bound.ZONES,
+                        "l4: on-demand a: not among spec.accelerators.zones; allow a zone in which the class is sold",
+                    ),
+                ),
+                id="other zones",
+            ),
+            pytest.param(
+                {
+                    "service": service(spot=SpotPolicy(use=SpotUse.NEVER)),
+                    "classes": (accelerator_class("l4", offers=(NodeOffer(Market.SPOT, "a", 0.4, None),)),),
+                },
+                Reason.LIMITS_TOO_TIGHT,
+                (
+                    (
+                        Bound.SPOT_USE,
+                        (
+                            "l4: spot a: spec.spot.policy is Never; allow spot, or add the price of on-demand nodes to "
+                            "the class"
+                        ),
+                    ),
+                ),
+                id="spot only",
+            ),
+            pytest.param(
+                {"classes": (accelerator_class("l4", offers=()),)},
+                Reason.CAPACITY_CAPPED,
+                ((Bound.CAPS, "l4: spec.zones of the AcceleratorClass names no price; add a price"),),
+                id="no price",
+            ),
+        ],
+    )
+    def test_where_nothing_is_on_offer_what_rules_each_class_out_is_the_bound(self, changes, reason, bindings):
+        found = plan(observed(**changes), NOW)
+        assert found.status.proposal.infeasible.bindings == tuple(Binding(*each) for each in bindings)
+        assert said(found, Condition.PLAN_FEASIBLE) == (
+            Truth.FALSE,
+            reason,
+            "; ".join(f"{bound}: {message}" for bound, message in bindings),
+        )
 
     def test_what_the_cluster_refused_becomes_a_condition(self):
         seen = observed()
@@ -302,6 +430,13 @@ class TestCapacity:
         assert found.status.proposal.wanted == {SPOT_A: 2}
         assert [action for action in found.actions if isinstance(action, DeleteEngine | LaunchEngine)] == []
         assert said(found, Condition.CAPACITY_READY)[1] is Reason.CAPACITY_UNAVAILABLE
+
+    def test_what_may_not_be_bought_any_more_is_not_waited_for(self):
+        only = accelerator_class("l4")
+        only = replace(only, offers=tuple(each for each in only.offers if each.market is Market.SPOT))
+        stuck = tuple(waiting(key, since=NOW - timedelta(minutes=2)) for key in (SPOT_A, SPOT_B))
+        seen = observed(classes=(only,), profiles=(profile("l4"),), replicas=stuck, service=service(zones=("b",)))
+        assert plan(seen, NOW).status.proposal.wanted == {SPOT_B: 1}
 
     def test_an_existing_class_gets_no_node_pool(self):
         there = replace(accelerator_class("l4"), nodes=ExistingNodes((("gpu", "l4"),)))

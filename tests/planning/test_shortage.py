@@ -136,3 +136,14 @@ def test_loads_far_apart_do_not_keep_the_search_going():
     found = refused(asked)
     assert [binding.bound for binding in found.bindings] == [Bound.REPLICAS]
     assert dict(found.best.replicas) == {key("l4"): 3}
+
+
+def test_replicas_of_which_none_is_on_offer():
+    found = refused(problem({}, [], (), limits=Limits(min_replicas=2)))
+    assert found == Infeasible(
+        unmet=(),
+        bindings=(
+            Binding(Bound.MIN_REPLICAS, "nothing is on offer for 2 replicas; set it to 0, or allow more classes"),
+        ),
+        best=Allocation((), (), 0.0, 0.0),
+    )

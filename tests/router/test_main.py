@@ -16,6 +16,7 @@ import pytest
 from medley.core.errors import InvalidInputError
 from medley.demo.processes import free_port
 from medley.router.fleet import Limits
+from medley.router.main import running
 from medley.router.server import Options
 from medley.router.settings import RouterSettings, read_settings
 from tests.router.stub_engine import TOKENIZER, StubEngine, reference
@@ -66,6 +67,20 @@ def test_what_must_be_corrected_is_named(arguments, field):
     with pytest.raises(InvalidInputError) as refused:
         read_settings(arguments.replace("--grace -1", "--grace=-1").split(), {})
     assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("host", "listening", "url"),
+    [
+        pytest.param("127.0.0.1", "http://127.0.0.1:{}", "http://127.0.0.1:{}", id="loopback"),
+        pytest.param("0.0.0.0", "http://0.0.0.0:{} (every IPv4 address)", "http://127.0.0.1:{}", id="everywhere"),
+    ],
+)
+async def test_it_says_where_it_is_bound(host, listening, url, tokenizer_file):
+    port = free_port()
+    settings = RouterSettings(engines=("http://127.0.0.1:1",), tokenizer=tokenizer_file, host=host, port=port)
+    async with running(settings) as router:
+        assert (router.listening, router.url) == (listening.format(port), url.format(port))
 
 
 async def test_after_sigterm_it_takes_no_connection_and_serves_until_the_last_stream_ends(tokenizer_file):

@@ -56,7 +56,7 @@ class RoutingShare(Observed):
     shape: str
     """Shape key."""
     share: float
-    """Fraction of the class's requests, above 0, at most 1."""
+    """Fraction of the class's requests, above 0; the shares of a class add up to 1."""
 
 
 class Routing(Observed):
@@ -87,7 +87,7 @@ class Infeasible(Observed):
     unmet_requests_per_second: str = ""
     """Demand that no permitted plan serves within the SLO."""
     binding: str = ""
-    """The field whose bound stands in the way."""
+    """What stands in the way: fields whose bounds bind, or kinds of objects that are missing."""
     remedy: str = ""
     """What to change."""
 
@@ -100,11 +100,11 @@ class PlanStatus(Observed):
     routing: Routing | None = None
     """How requests are shared out."""
     usd_per_hour: str = ""
-    """Price of the plan, in USD per hour."""
+    """Price of all offerings above, in USD per hour."""
     on_demand_usd_per_hour: Annotated[str, Field(alias="onDemandUSDPerHour")] = ""
     """Price of the cheapest plan without spot, for the same demand and SLO, in USD per hour."""
     saved_percent: str = ""
-    """Saving against that plan: 62%."""
+    """Saving against that plan: 62%; empty if the demand cannot be met."""
     gap: str = ""
     """How far from the optimum the plan may be at most: 0%."""
     not_used: tuple[NotUsed, ...] = ()

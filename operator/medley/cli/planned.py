@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medley.api.llmservice_status import Infeasible, NotUsed, PlannedOffering, PlanStatus, Routing, RoutingShare
 from medley.cli.inputs import Note, Options, overlaid
 from medley.cli.manifests import Manifests, read
 from medley.core.accelerators import Shape
 from medley.core.errors import MedleyError
+from medley.kube.plan_status import money, plan_status, saved_percent
 from medley.planning.capacity import utilisation
 from medley.planning.fleet import Observed
 from medley.planning.proposal import Proposal, propose
@@ -59,7 +59,8 @@ def printed(out: str, value: Callable[[], Any], table: Callable[[Console], None]
         case "json":
             print(json.dumps(value(), indent=2))  # noqa: T201  # the output of the command
         case "yaml":
-            print(yaml.safe_dump(value(), sort_keys=False), end="")  # noqa: T201
+            # By way of JSON, so that both say the same of every type.
+            print(yaml.safe_dump(json.loads(json.dumps(value())), sort_keys=False), end="")  # noqa: T201
         case _:
             table(Console())
 
@@ -77,67 +78,8 @@ def refuse(error: MedleyError, console: Console) -> None:
 
 
 def as_status(proposal: Proposal) -> dict[str, Any]:
-    """Return the plan as `LLMService.status.plan`."""
-    grid = proposal.question.problem.demand.grid
-    found, prices = proposal.allocation, proposal.usd_per_replica_hour
-    saved = saved_percent(proposal)
-    status = PlanStatus(
-        offerings=tuple(
-            PlannedOffering(
-                shape=key.shape.key,
-                market=key.market,
-                zone=key.zone,
-                replicas=count,
-                usd_per_hour=money(prices[key] * count),
-            )
-            for key, count in found.replicas
-        ),
-        routing=Routing(
-            input_edges=grid.input_edges,
-            output_edges=grid.output_edges,
-            shares=tuple(
-                RoutingShare(
-                    input=share.bucket.input,
-                    output=share.bucket.output,
-                    shape=share.shape.key,
-                    share=round(share.share, 4),
-                )
-                for share in found.shares
-            ),
-        ),
-        usd_per_hour=money(found.usd_per_hour),
-        on_demand_usd_per_hour=""
-        if proposal.on_demand_usd_per_hour is None
-        else money(proposal.on_demand_usd_per_hour),
-        saved_percent="" if saved is None else f"{saved:.0f}%",
-        gap=f"{found.gap:.2%}",
-        not_used=tuple(
-            NotUsed(accelerator_class=each.accelerator_class, market=each.market, reason=each.message)
-            for each in proposal.not_used
-            if each.zone is None
-        ),
-        infeasible=None
-        if proposal.infeasible is None
-        else Infeasible(
-            unmet_requests_per_second=f"{proposal.infeasible.unmet_requests_per_second:.3g}",
-            binding=", ".join(binding.bound for binding in proposal.infeasible.bindings),
-            remedy="; ".join(binding.message for binding in proposal.infeasible.bindings),
-        ),
-    )
-    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-
-def saved_percent(proposal: Proposal) -> float | None:
-    """Return the saving against the same demand on on-demand capacity; None where there is nothing to compare."""
-    against = proposal.on_demand_usd_per_hour
-    if not against or proposal.infeasible is not None:
-        return None
-    return 100 * (1 - proposal.allocation.usd_per_hour / against)
-
-
-def money(usd_per_hour: float) -> str:
-    """Return dollars with two decimals."""
-    return f"{usd_per_hour:.2f}"
+    """Return the plan as `LLMService.status.plan`; without `computedAt`, since no plan is in force here."""
+    return plan_status(proposal, {}).model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def show(manifests: Manifests, proposal: Proposal, console: Console) -> None:
@@ -151,6 +93,11 @@ def show(manifests: Manifests, proposal: Proposal, console: Console) -> None:
         )
         for binding in proposal.infeasible.bindings:
             console.print(f"  {escape(binding.bound)}: {escape(binding.message)}")
+        if not found.replicas:
+            console.print("no replica is planned")
+            if proposal.not_used:
+                console.print(not_used(proposal))
+            return
         console.print("the best within these bounds:")
     console.print(_offerings(proposal))
     saved = saved_percent(proposal)
@@ -162,7 +109,7 @@ def show(manifests: Manifests, proposal: Proposal, console: Console) -> None:
             if against is None
             else f"on-demand alone {money(against)} USD/h"
         )
-        + ("" if saved is None else f": saves [bold green]{saved:.0f} %[/]")
+        + ("" if saved is None else f": saves [bold green]{saved} %[/]")
         + (f" (within {found.gap:.2%} of the cheapest)" if found.gap else "")
     )
     if proposal.not_used:

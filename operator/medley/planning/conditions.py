@@ -30,15 +30,13 @@ _BOUND_REASONS: Mapping[Bound, Reason] = {
     Bound.REPLICAS: Reason.LIMITS_TOO_TIGHT,
     Bound.ON_DEMAND_FLOOR: Reason.SPOT_NOT_HEDGED,
     Bound.ZONE_LOSS: Reason.SPOT_NOT_HEDGED,
-}
-_RULED_OUT_REASONS: Mapping[Why, Reason] = {
-    Why.CAPPED: Reason.CAPACITY_CAPPED,
-    Why.UNAVAILABLE: Reason.CAPACITY_UNAVAILABLE,
-    Why.NOT_ALLOWED: Reason.LIMITS_TOO_TIGHT,
-    Why.TOO_LONG: Reason.MODEL_TOO_LONG,
-    Why.NO_PROFILE: Reason.PROFILE_MISSING,
-    Why.NOT_OFFERED: Reason.CAPACITY_CAPPED,
-    Why.NODE_TOO_SMALL: Reason.CAPACITY_CAPPED,
+    Bound.MIN_REPLICAS: Reason.CAPACITY_CAPPED,
+    Bound.PROFILES: Reason.PROFILE_MISSING,
+    Bound.CLASSES: Reason.UNKNOWN_CLASS,
+    Bound.MODEL_LENGTH: Reason.MODEL_TOO_LONG,
+    Bound.GPUS_PER_NODE: Reason.CAPACITY_CAPPED,
+    Bound.ZONES: Reason.LIMITS_TOO_TIGHT,
+    Bound.SPOT_USE: Reason.LIMITS_TOO_TIGHT,
 }
 _NAMED_AT_MOST = 3
 
@@ -124,6 +122,10 @@ def _profiles(observed: Observed, proposal: Proposal) -> Verdict:
     service, missing = observed.service, _unprofiled(proposal)
     remedy = f"add a PerformanceProfile of {service.model}"
     unreadable = "; ".join(observed.unreadable)
+    if not proposal.question.profiles and proposal.infeasible is not None:
+        # Nothing is on offer: the same words as PlanFeasible's, which tell missing profiles from those that do not fit.
+        message = _joined(proposal.infeasible.message, unreadable)
+        return Verdict(Condition.PROFILES_READY, Truth.FALSE, infeasible_reason(proposal.infeasible), message)
     if not proposal.question.profiles:
         message = f"no accelerator class has a profile that fits: {remedy} for one of {', '.join(missing) or 'them'}"
         return Verdict(Condition.PROFILES_READY, Truth.FALSE, Reason.PROFILE_MISSING, _joined(message, unreadable))
@@ -163,12 +165,6 @@ def _feasible(proposal: Proposal) -> Verdict:
             Reason.PLANNED,
             f"{proposal.allocation.total_replicas} replicas for {cost}",
         )
-    if not proposal.question.problem.offerings:
-        # Nothing can be bought: what rules the classes out says more than the sizes that nobody serves.
-        ruled_out = [each for each in proposal.not_used if each.why in _RULED_OUT_REASONS]
-        if ruled_out:
-            said = "; ".join(f"{each.accelerator_class}: {each.message}" for each in ruled_out)
-            return Verdict(Condition.PLAN_FEASIBLE, Truth.FALSE, _RULED_OUT_REASONS[ruled_out[0].why], said)
     return Verdict(Condition.PLAN_FEASIBLE, Truth.FALSE, infeasible_reason(found), found.message)
 
 

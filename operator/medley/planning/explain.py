@@ -1,23 +1,37 @@
 """Why a class, a market or a zone is not in the plan, with a number.
 
 Called by `reconcile.plan` and `medley plan`. What was ruled out before the allocator was asked says so itself
-(`OutOfQuestion`, `Unable`); for the rest `breakeven` finds the price at which it would be used.
+(`OutOfQuestion`, `Unable`); for the rest `breakeven` finds the price at which it would be used. Where that leaves
+nothing on offer, `nothing_on_offer` turns the same reasons into the bounds that bind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
 from medley.core.accelerators import AcceleratorClass, Market, NodeOffer, OfferingKey, Shape
 from medley.planning.breakeven import Below, Breakeven, Never, NoRoom, breakeven
 from medley.planning.offerings import OutOfQuestion, Why
-from medley.planning.problem import Allocation, Infeasible
+from medley.planning.problem import Allocation, Binding, Bound, Infeasible
 from medley.planning.question import Question
 from medley.planning.throughput import Sustained
 
 _CENT = 0.005
+# What rules a class out altogether: the bound, and the remedy where the reason does not say it. The class that came
+# nearest to serving is the first to be told about.
+_RULES_OUT: Mapping[Why, tuple[Bound, str]] = {
+    Why.CANNOT_SERVE: (Bound.SIZES, "relax the SLO, lower spec.model.maxModelLen, or add a class that is fast enough"),
+    Why.TOO_LONG: (Bound.MODEL_LENGTH, ""),
+    Why.NODE_TOO_SMALL: (Bound.GPUS_PER_NODE, "add the profile of a smaller shape, or a class with larger nodes"),
+    Why.NOT_ALLOWED: (Bound.ZONES, "allow a zone in which the class is sold"),
+    Why.SPOT_NOT_ALLOWED: (Bound.SPOT_USE, "allow spot, or add the price of on-demand nodes to the class"),
+    Why.CAPPED: (Bound.CAPS, "raise a cap"),
+    Why.NOT_OFFERED: (Bound.CAPS, "add a price"),
+    Why.NO_PROFILE: (Bound.PROFILES, ""),
+}
+_BY_PROFILE = frozenset({Why.CANNOT_SERVE, Why.TOO_LONG, Why.NODE_TOO_SMALL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +56,34 @@ def explain(question: Question, answer: Allocation | Infeasible) -> tuple[NotUse
     """
     used = {key for key, _ in (answer.best if isinstance(answer, Infeasible) else answer).replicas}
     return tuple(reason for each in question.classes for reason in _of_class(question, each, used, answer))
+
+
+def nothing_on_offer(model: str, not_used: Iterable[NotUsed]) -> tuple[Binding, ...]:
+    """Return the bounds that leave nothing on offer; `not_used`: what `explain` says of such a question.
+
+    One per kind of reason, with the classes that it rules out.
+    """
+    ruled_out = tuple(not_used)
+    if not ruled_out:
+        message = "there is no AcceleratorClass: write one for each kind of GPU that may be bought"
+        return (Binding(Bound.CLASSES, message),)
+    return tuple(
+        Binding(bound, _unprofiled(model, own) if why is Why.NO_PROFILE else _told(own, remedy))
+        for why, (bound, remedy) in _RULES_OUT.items()
+        if (own := [each for each in ruled_out if each.why is why])
+    )
+
+
+def _unprofiled(model: str, own: Iterable[NotUsed]) -> str:
+    *others, last = (each.accelerator_class for each in own)
+    names = f"{', '.join(others)} or {last}" if others else last
+    return f"write a PerformanceProfile, measured or estimated, of {model} on class {names}: there is none"
+
+
+def _told(own: Iterable[NotUsed], remedy: str) -> str:
+    # What was judged by its profile names the shape, and so the class.
+    reasons = (each.message if each.why in _BY_PROFILE else f"{each.accelerator_class}: {each.message}" for each in own)
+    return "; ".join([*reasons, *([remedy] if remedy else [])])
 
 
 def _of_class(

@@ -23,7 +23,8 @@ class Why(StrEnum):
     TOO_LONG = "TooLong"  # a replica cannot hold the model's longest requests
     NODE_TOO_SMALL = "NodeTooSmall"  # the shape needs more GPUs than a node has
     CANNOT_SERVE = "CannotServe"  # nothing of the demand within the SLO
-    NOT_ALLOWED = "NotAllowed"  # by the service's own fields
+    NOT_ALLOWED = "NotAllowed"  # not in the zones that the service allows
+    SPOT_NOT_ALLOWED = "SpotNotAllowed"  # the service allows no spot
     CAPPED = "Capped"
     UNAVAILABLE = "Unavailable"  # not to be had for now
     NOT_OFFERED = "NotOffered"  # the class names no price
@@ -112,7 +113,7 @@ def _refusal(offer: NodeOffer, zones: Collection[str], spot: SpotUse) -> tuple[W
     if zones and offer.zone not in zones:
         return Why.NOT_ALLOWED, "not among spec.accelerators.zones"
     if offer.market is Market.SPOT and spot is SpotUse.NEVER:
-        return Why.NOT_ALLOWED, "spec.spot.policy is Never"
+        return Why.SPOT_NOT_ALLOWED, "spec.spot.policy is Never"
     if offer.max_nodes == 0:
         return Why.CAPPED, "capped at 0 nodes in the AcceleratorClass"
     return None

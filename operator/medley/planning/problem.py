@@ -327,7 +327,7 @@ class Allocation:
 
 
 class Bound(StrEnum):
-    """What can stand in the way; values are the fields to change."""
+    """What can stand in the way; values are the fields to change, or the objects to add."""
 
     SIZES = "spec.slo"  # no shape serves requests of these sizes within the SLO
     CAPS = "AcceleratorClass.spec.zones"
@@ -336,6 +336,14 @@ class Bound(StrEnum):
     ON_DEMAND_FLOOR = "spec.spot.onDemandFloor"
     ZONE_LOSS = "spec.spot.surviveZoneLoss"
     SPREAD = "spread"
+    MIN_REPLICAS = "spec.limits.minReplicas"  # of a service without traffic, where nothing is on offer
+    # What leaves nothing on offer (`explain.nothing_on_offer`), besides SIZES and CAPS.
+    PROFILES = "PerformanceProfile"
+    CLASSES = "AcceleratorClass"
+    MODEL_LENGTH = "spec.model.maxModelLen"
+    GPUS_PER_NODE = "AcceleratorClass.spec.gpu.perNode"
+    ZONES = "spec.accelerators.zones"
+    SPOT_USE = "spec.spot.policy"
 
 
 @dataclass(frozen=True, slots=True)

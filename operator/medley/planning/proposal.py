@@ -9,6 +9,7 @@ Offerings that could not be had are withheld for UNAVAILABLE_FOR: the plan falls
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,9 +18,9 @@ from functools import lru_cache
 
 from medley.core.accelerators import OfferingKey
 from medley.planning.allocator import allocate, on_demand_only
-from medley.planning.explain import NotUsed, explain
+from medley.planning.explain import NotUsed, explain, nothing_on_offer
 from medley.planning.fleet import Observed, ReplicaPhase, Unavailable
-from medley.planning.problem import Allocation, AllocationProblem, Infeasible
+from medley.planning.problem import MICRODOLLARS, Allocation, AllocationProblem, Infeasible
 from medley.planning.question import Question, ask
 from medley.planning.rollout import counted, fleet_of
 
@@ -35,7 +36,7 @@ class Proposal:
     question: Question
     allocation: Allocation  # what to carry out: all that the bounds allow, if the demand cannot be met
     infeasible: Infeasible | None
-    wanted: Mapping[OfferingKey, int]  # the allocation, and places that are kept waiting for capacity
+    wanted: Mapping[OfferingKey, int]  # the allocation, and places kept waiting for capacity; all are on offer
     on_demand_usd_per_hour: float | None  # None: without spot the demand cannot be met
     not_used: tuple[NotUsed, ...]
     unavailable: tuple[Unavailable, ...]
@@ -45,22 +46,30 @@ class Proposal:
         """Price of one replica of each offering."""
         return {offering.key: offering.usd_per_hour for offering in self.question.problem.offerings}
 
+    @property
+    def usd_per_hour(self) -> float:
+        """Price of all that is wanted."""
+        prices = self.usd_per_replica_hour
+        return round(math.fsum(prices[key] * count for key, count in self.wanted.items()), MICRODOLLARS)
+
 
 def propose(observed: Observed, now: datetime) -> Proposal:
     """Return the plan for what is observed; raises InvalidInputError and SolverError."""
     unavailable = unavailable_offerings(observed, now)
     question = _question(observed, unavailable, now)
-    found = _allocated(question.problem)
+    found = _answered(question, observed.service.model)
     if isinstance(found, Allocation):
         chosen = _damped(found, question.problem, observed)
         return _proposal(question, chosen, None, dict(chosen.replicas), unavailable)
     wanted = dict(found.best.replicas)
     if unavailable and isinstance(_allocated(_question(observed, (), now).problem), Allocation):
         # Only capacity is missing: pods that wait for it are how the cluster learns that it is wanted.
+        on_offer = {offering.key for offering in question.problem.offerings}
+        short = {each.offering for each in unavailable} & on_offer
         waiting = Counter(
             replica.offering
             for replica in counted(observed, now)
-            if replica.phase is ReplicaPhase.WAITING and replica.offering in {each.offering for each in unavailable}
+            if replica.phase is ReplicaPhase.WAITING and replica.offering in short
         )
         for key, count in waiting.items():
             wanted[key] = wanted.get(key, 0) + count
@@ -94,6 +103,15 @@ def _question(observed: Observed, unavailable: tuple[Unavailable, ...], now: dat
         fleet=fleet_of(there),
         withheld=tuple((each.offering, placed[each.offering], each.reason) for each in unavailable),
     )
+
+
+def _answered(question: Question, model: str) -> Allocation | Infeasible:
+    """Return the allocator's answer. Where nothing is on offer, it names what rules the classes out."""
+    found = _allocated(question.problem)
+    if isinstance(found, Allocation) or question.problem.offerings:
+        return found
+    # The allocator does not know what was ruled out before it was asked.
+    return replace(found, bindings=nothing_on_offer(model, _explained(question, found)))
 
 
 # A pass over a service that did not change asks what the pass before asked.

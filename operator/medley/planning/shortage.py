@@ -87,6 +87,9 @@ def _unservable(problem: AllocationProblem) -> Iterator[Binding]:
         for bucket, rate in sorted(problem.demand.requests_per_second)
         if not any(bucket in rates for rates in problem.rates.values())
     ]
+    if not problem.offerings and problem.limits.min_replicas and not nowhere:
+        message = f"nothing is on offer for {problem.limits.min_replicas} replicas; set it to 0, or allow more classes"
+        yield Binding(Bound.MIN_REPLICAS, message)
     if not nowhere:
         return
     sizes = ", ".join("{} + {}".format(*grid.sizes(bucket)) for bucket, _ in nowhere[:3])
@@ -132,7 +135,7 @@ def _applies(problem: AllocationProblem, bound: Bound) -> bool:
             return problem.spot.on_demand_floor > 0
         case Bound.ZONE_LOSS:
             return problem.spot.survive_zone_loss > 0
-        case Bound.SIZES:
+        case _:
             return False  # nothing to leave out: `_unservable` names it
 
 
@@ -157,8 +160,8 @@ def _message(problem: AllocationProblem, bound: Bound, best: Solved, without: fr
                 f"{spot.survive_zone_loss:.0%} of the demand would not survive the loss of a zone's spot; "
                 "lower it, or allow more zones or on-demand capacity"
             )
-        case Bound.SIZES:
-            raise AssertionError("unservable sizes are named by _unservable")
+        case _:
+            raise AssertionError(f"{bound} cannot be left out")
 
 
 def _least(problem: AllocationProblem, objective: Terms, without: frozenset[Bound]) -> float:

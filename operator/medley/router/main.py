@@ -45,7 +45,8 @@ Source = Callable[[Followed, EngineClient], Coroutine[Any, Any, None]]
 class Running(NamedTuple):
     """A router that serves."""
 
-    url: str
+    url: str  # at which this machine reaches it
+    listening: str  # where it is bound, for people
     background: asyncio.Future[
         tuple[None, None, None]
     ]  # ends only by an error: then the router is blind and should end
@@ -62,7 +63,7 @@ async def _serve(settings: RouterSettings) -> None:
     for signal in (Signals.SIGTERM, Signals.SIGINT):
         loop.add_signal_handler(signal, stop.set)
     async with running(settings) as router:
-        logger.info("serving on %s", router.url)
+        logger.info("serving on %s", router.listening)
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((stopping, router.background), return_when=asyncio.FIRST_COMPLETED)
         if router.background.done():
@@ -111,7 +112,7 @@ async def running(settings: RouterSettings, source: Source | None = None) -> Asy
         site = web.TCPSite(runner, settings.host, settings.port, backlog=1024, reuse_port=False)
         await site.start()
         try:
-            yield Running(_base_url(settings.host, runner), background)
+            yield Running(_base_url(settings.host, runner), _listening(runner), background)
         finally:
             await runner.cleanup()
             background.cancel()
@@ -122,6 +123,15 @@ async def running(settings: RouterSettings, source: Source | None = None) -> Asy
 def _base_url(host: str, runner: web.AppRunner) -> str:
     port = runner.addresses[0][1]
     return f"http://{'127.0.0.1' if host in {EVERYWHERE, '::'} else host}:{port}"
+
+
+def _listening(runner: web.AppRunner) -> str:
+    """Return the addresses of the sockets, as the kernel names them: a host name may stand for several."""
+    names = []
+    for host, port, *_ in runner.addresses:
+        everywhere = {EVERYWHERE: " (every IPv4 address)", "::": " (every IPv6 address)"}.get(host, "")
+        names.append(f"http://{f'[{host}]' if ':' in host else host}:{port}{everywhere}")
+    return ", ".join(names)
 
 
 async def _tick(fleet: Fleet) -> None:
