@@ -3,7 +3,7 @@
 Called by `reconcile.plan`. It asks the allocator up to four times: for the cheapest plan, for the plan that stands, for
 the counterfactual without spot, and, where capacity is short, for the plan had it not been.
 
-Damping: the plan that stands stays while it is feasible and the new one would save less than SMALLEST_SAVING.
+Damping: the plan that stands stays while it is feasible and the new one would not pay for the change (`changes.pays`).
 Offerings that could not be had are withheld for UNAVAILABLE_FOR: the plan falls back to other zones, then to on-demand.
 """
 
@@ -18,13 +18,13 @@ from functools import lru_cache
 
 from medley.core.accelerators import OfferingKey
 from medley.planning.allocator import allocate, on_demand_only
+from medley.planning.changes import launch_usd, launches_usd, pays
 from medley.planning.explain import NotUsed, explain, nothing_on_offer
 from medley.planning.fleet import Observed, ReplicaPhase, Unavailable
 from medley.planning.problem import MICRODOLLARS, Allocation, AllocationProblem, Infeasible
 from medley.planning.question import Question, ask
 from medley.planning.rollout import counted, fleet_of
 
-SMALLEST_SAVING = 0.10
 UNSCHEDULABLE_LIMIT = timedelta(seconds=60)
 UNAVAILABLE_FOR = timedelta(minutes=10)
 
@@ -127,9 +127,16 @@ def _explained(question: Question, answer: Allocation | Infeasible) -> tuple[Not
 
 def _damped(found: Allocation, problem: AllocationProblem, observed: Observed) -> Allocation:
     standing = _as_it_stands(problem, dict(observed.standing.replicas))
-    if standing is None or found.usd_per_hour <= (1 - SMALLEST_SAVING) * standing.usd_per_hour:
+    if standing is None:
         return found
-    return standing
+    there, launch = dict(problem.fleet), {each.key: launch_usd(each) for each in problem.offerings}
+    launches = launches_usd(there, found.replicas, launch) - launches_usd(there, standing.replicas, launch)
+    saved = _expected_usd_per_hour(standing) - _expected_usd_per_hour(found)
+    return found if pays(standing, found, launches, saved) else standing
+
+
+def _expected_usd_per_hour(allocation: Allocation) -> float:
+    return allocation.usd_per_hour + allocation.interruptions_usd_per_hour
 
 
 def _as_it_stands(problem: AllocationProblem, replicas: Mapping[OfferingKey, int]) -> Allocation | None:
@@ -151,6 +158,7 @@ def _as_it_stands(problem: AllocationProblem, replicas: Mapping[OfferingKey, int
         limits=replace(bounds, min_replicas=total, max_replicas=total),
         caps=tuple(replace(cap, uses=tuple(use for use in cap.uses if use[0] in kept)) for cap in problem.caps),
         utilisation_of=tuple(each for each in problem.utilisation_of if each[0] in kept),
+        change_usd=(),
     )
     found = _allocated(exactly)
     return found if isinstance(found, Allocation) else None

@@ -18,6 +18,7 @@ from medley.core.errors import InvalidInputError
 from medley.core.profiles import Profile
 from medley.core.service import Histogram, Service
 from medley.core.workload import MELANGE_GRID, Bucket, Demand
+from medley.planning.changes import in_the_objective
 from medley.planning.offerings import OutOfQuestion, Why, chosen_classes, on_offer
 from medley.planning.presets import preset
 from medley.planning.problem import DEFAULT_UTILISATION, AllocationProblem
@@ -78,6 +79,7 @@ def ask(
             caps=offer.caps,
             fleet=fleet,
             utilisation=utilisation,
+            change_usd=in_the_objective(offer.offerings) if fleet else (),
         ),
         classes=chosen,
         profiles=fitting,
