@@ -121,6 +121,12 @@ def plan(
         bool,
         typer.Option("--diff", help="Compare with the service in the cluster of the current kubeconfig; reads only."),
     ] = False,
+    kubeconfig: Annotated[
+        Path | None, typer.Option("--kubeconfig", help="For --diff, instead of $KUBECONFIG or ~/.kube/config.")
+    ] = None,
+    namespace: Annotated[
+        str, typer.Option("-n", "--namespace", help="For --diff, of a manifest that names none.")
+    ] = "default",
     out: Out = Output.TABLE,
 ) -> None:
     """Show what a service would run on, what it costs, and why; needs no cluster and changes nothing.
@@ -134,7 +140,7 @@ def plan(
 
         if picture is not None:
             raise typer.BadParameter("a picture is of one plan; leave out --diff or --picture")
-        raise typer.Exit(differing.run(paths, out.value, options))
+        raise typer.Exit(differing.run(paths, out.value, options, kubeconfig, namespace))
     from medley.cli import planned  # noqa: PLC0415  # a command pays for its own imports only
 
     raise typer.Exit(planned.run(paths, out.value, options, picture))

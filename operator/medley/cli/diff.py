@@ -62,12 +62,16 @@ class Line:
     after: float | None
 
 
-def run(paths: Sequence[Path], out: str, options: Options) -> int:
-    """Print what would change and return the exit status of the plan that would be in force."""
+def run(paths: Sequence[Path], out: str, options: Options, kubeconfig: Path | None, namespace: str) -> int:
+    """Print what would change and return the exit status of the plan that would be in force.
+
+    `kubeconfig`: None: $KUBECONFIG or ~/.kube/config. `namespace`: of a manifest that names none.
+    """
     aside = Console(stderr=True)
     try:
         written = read(paths)
-        seen = asyncio.run(_seen(written.service))
+        written = replace(written, service=replace(written.service, namespace=written.service.namespace or namespace))
+        seen = asyncio.run(_seen(written.service, kubeconfig))
         manifests = Manifests(
             written.service,
             written.classes or seen.observed.classes,
@@ -88,8 +92,8 @@ def run(paths: Sequence[Path], out: str, options: Options) -> int:
     return MET if proposal.infeasible is None else UNMET
 
 
-async def _seen(service: Service) -> Seen:
-    async with connected() as api:
+async def _seen(service: Service, kubeconfig: Path | None) -> Seen:
+    async with connected(kubeconfig) as api:
         return await look(api, service)
 
 

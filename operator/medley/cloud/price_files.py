@@ -42,9 +42,8 @@ def opened(path: Path) -> PriceSource:
     except UnicodeDecodeError as error:
         raise InvalidInputError(str(path), f"is not text: {error}") from error
     try:
-        # JSON first: it is YAML too, but parsing megabytes of it as YAML takes minutes.
-        document = json.loads(text) if text.lstrip().startswith(("{", "[")) else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+        document = _parsed(text)
+    except yaml.YAMLError as error:
         raise InvalidInputError(str(path), f"is neither JSON nor YAML: {error}") from error
     match document:
         case {"SpotPriceHistory": list(entries)}:
@@ -60,6 +59,14 @@ def opened(path: Path) -> PriceSource:
         "is no price list that is known: expected SpotPriceHistory (AWS), Items (Azure retail prices), skus (Google "
         "Cloud billing catalogue), or date, source and prices (docs/tool.md)",
     )
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        # JSON is YAML too, but parsing megabytes of it as YAML takes minutes.
+        return yaml.safe_load(text)
 
 
 @dataclass(frozen=True, slots=True)
