@@ -31,9 +31,9 @@ class Gpu(Part):
     product: Text
     """Name as GPU feature discovery gives it (label nvidia.com/gpu.product), or any name that people know it by."""
     memory: Memory
-    """Memory of one GPU: 24Gi."""
+    """Memory of one GPU, in Mi, Gi or Ti (powers of two): 24Gi."""
     per_node: Annotated[int, Field(ge=1, le=64)] = 1
-    """GPUs of one node."""
+    """Number of GPUs of one node."""
     resource_name: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$", max_length=253)] = "nvidia.com/gpu"
     """Extended resource that nodes offer and pods ask for: nvidia.com/gpu, amd.com/gpu."""
 
@@ -70,17 +70,17 @@ class Zone(Part):
     per_hour: Money | None = None
     """On-demand price of one node, in USD per hour, as a string: "0.8048"."""
     spot_per_hour: Money | None = None
-    """Spot price of one node, in USD per hour."""
+    """Spot price of one node, in USD per hour, as a string: "0.32"."""
     reserved_per_hour: Money | None = None
-    """Price of one reserved node, in USD per hour."""
+    """Price of one reserved node, in USD per hour, as a string: "0.50"."""
     max_nodes: Annotated[int, Field(ge=0, le=100_000)] | None = None
-    """Most on-demand nodes; no cap known if absent."""
+    """Largest number of on-demand nodes; no cap known if absent."""
     max_spot_nodes: Annotated[int, Field(ge=0, le=100_000)] | None = None
-    """Most spot nodes; no cap known if absent."""
+    """Largest number of spot nodes; no cap known if absent."""
     max_reserved_nodes: Annotated[int, Field(ge=0, le=100_000)] | None = None
-    """Reserved nodes that there are."""
+    """Number of reserved nodes that there are."""
     spot_interruptions_per_hour: Annotated[float, Field(ge=0, le=60)] = 0
-    """How often one spot node is taken away, per hour; 0.02 is once in 50 hours."""
+    """How often one spot node is taken away, in losses per node and hour; 0.02 is once in 50 hours."""
 
 
 class NodeClassRef(Part):

@@ -27,11 +27,11 @@ class SloSpec(Part):
     )
 
     percentile: Annotated[float, Field(ge=50, lt=100)] = 99
-    """Percent of requests that meet the bounds."""
+    """Percent of requests that meet both bounds, from 50 to below 100: 99."""
     ttft: Duration | None = None
-    """Time to first token, from arrival at the router: 500ms, 2s."""
+    """Time to first token, from arrival at the router, with its unit (us, ms, s, m, h): 500ms, 2s."""
     tpot: Duration | None = None
-    """Time per output token of one request, (last - first) / (tokens - 1): 40ms."""
+    """Time per output token of one request, (last - first) / (tokens - 1), with its unit (us, ms, s, m, h): 40ms."""
 
 
 Edges = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=32)]
@@ -156,9 +156,10 @@ class Spot(Part):
     policy: SpotUse = SpotUse.PREFER
     """Prefer: spot wherever it is cheapest. Never: no spot."""
     on_demand_floor: Percent | None = None
-    """At least this part of the replicas is not spot; 0% if absent."""
+    """At least this part of the replicas is not spot, in whole percent: 20%. 0% if absent."""
     survive_zone_loss: Percent | None = None
-    """This part of the demand is still served, within the SLO, when one zone's spot nodes are lost; 0% if absent."""
+    """This part of the demand, in whole percent, is still served within the SLO when one zone's spot nodes are lost:
+    80%. 0% if absent."""
 
 
 class LimitsSpec(Part):
@@ -182,9 +183,9 @@ class LimitsSpec(Part):
     max_usd_per_hour: Annotated[Money | None, Field(alias="maxUSDPerHour")] = None
     """Most that the nodes of this service may cost, in USD per hour, as a string: "40". No bound if absent."""
     max_replicas: Annotated[int, Field(ge=1, le=10_000)] = 20
-    """Most replicas."""
+    """Largest number of replicas, on-demand and spot together."""
     min_replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
-    """Fewest replicas."""
+    """Smallest number of replicas, on-demand and spot together."""
 
 
 class Migration(Part):
@@ -199,11 +200,11 @@ class Router(Part):
     """The service's front door."""
 
     replicas: Annotated[int, Field(ge=2, le=100)] = 2
-    """Router pods; at least 2, so that one may go."""
+    """Number of router pods; at least 2, so that one may go."""
     request_timeout: Duration = "10m"
-    """Longest that one request may take, from arrival to last token."""
+    """Longest that one request may take, from arrival to last token, with its unit (us, ms, s, m, h): 10m."""
     queue_limit: Annotated[int, Field(ge=0, le=1_000_000)] = 1024
-    """Requests that may wait in one router pod; more get 429 with Retry-After."""
+    """Number of requests that may wait in one router pod; more get 429 with Retry-After."""
     resources: Resources = Resources()
     """CPU and memory of a router pod."""
 

@@ -61,7 +61,7 @@ class Move(Observed):
     method: MigrationMethod
     """How requests left."""
     streams: int = 0
-    """How many."""
+    """Number of streams."""
 
 
 class MigrationStatus(Observed):

@@ -16,11 +16,11 @@ class LatencySpec(Part):
     """Latencies that this percentile of requests stayed within."""
 
     percentile: Annotated[float, Field(gt=0, lt=100)]
-    """Percentile over requests."""
+    """Percentile over requests, in percent: 99."""
     ttft: Duration
-    """Time to first token: 180ms."""
+    """Time to first token, with its unit (us, ms, s, m, h): 180ms."""
     tpot: Duration
-    """Time per output token: 21ms, or 8300us where milliseconds are too coarse."""
+    """Time per output token, with its unit (us, ms, s, m, h): 21ms, or 8300us where milliseconds are too coarse."""
 
 
 class Point(Part):
@@ -41,7 +41,7 @@ class Point(Part):
     output_tokens: Annotated[int, Field(ge=1, le=10_000_000)]
     """Output tokens of every request."""
     requests_per_second: Annotated[float, Field(gt=0, le=100_000)]
-    """Rate of arrival at the one replica."""
+    """Rate of arrival at the one replica, in requests per second."""
     latencies: Annotated[tuple[LatencySpec, ...], Field(min_length=1, max_length=8)]
     """Latencies met, by ascending percentile."""
 
@@ -52,7 +52,7 @@ class LatencyRange(Part):
     prefill_tokens: Annotated[int, Field(ge=1, le=10_000_000)]
     """Prompt tokens of one step."""
     sequences: Annotated[int, Field(ge=1, le=100_000)]
-    """Requests that decode in one step."""
+    """Number of requests that decode in one step."""
     context_tokens: Annotated[int, Field(ge=1, le=10_000_000)]
     """Tokens of one request's prompt and output so far."""
 
@@ -142,9 +142,9 @@ class PerformanceProfileSpec(Part):
     accelerator_class: Text
     """AcceleratorClass of the shape."""
     tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
-    """Tensor-parallel size."""
+    """Tensor-parallel size: number of GPUs that share each layer."""
     pipeline_parallel: Annotated[int, Field(ge=1, le=64)] = 1
-    """Pipeline-parallel size."""
+    """Pipeline-parallel size: number of stages, each of tensorParallel GPUs."""
     source: ProfileSource
     """Estimated from a model of the hardware, Measured by a load test, Observed in service."""
     measured_at: datetime | None = None
@@ -154,7 +154,7 @@ class PerformanceProfileSpec(Part):
     max_model_len: Annotated[int, Field(ge=16, le=10_000_000)]
     """Longest request, input + output, in tokens, that one replica holds."""
     max_running: Annotated[int, Field(ge=1, le=100_000)] = 64
-    """Requests that may run at once in one replica."""
+    """Number of requests that may run at once in one replica."""
     points: Annotated[
         tuple[Point, ...],
         Field(
