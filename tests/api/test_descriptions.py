@@ -10,8 +10,8 @@ import pytest
 
 from medley.api import crd
 
-# Texts that are names of things and not quantities, though a pattern restricts them.
-NAMES = {"name", "resourceName", "path"}
+# Names of things, though a pattern restricts them, and ranks, which have no unit.
+NAMES = {"name", "resourceName", "path", "priority"}
 UNIT = re.compile(
     r"USD per hour|requests per second|[Mm]icroseconds|percent|Percent|tokens|Tokens|with its unit|per node and hour"
     r"|[Nn]umber of|in Mi, Gi or Ti|[Ff]raction|weights|Index of|metadata\.generation|[Rr]eplicas (?:that|wanted)"
