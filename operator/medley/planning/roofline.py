@@ -171,16 +171,26 @@ class Roofline:
             raise InvalidInputError(
                 "--tp", f"{need:.0f} GB of weights do not fit {gpus} x {self.gpu.name} ({have:.0f} GB usable): raise it"
             )
-        token = self._token_multiply_s(efficiency) + self._reduce_s(efficiency)
-        stages = self.pipeline_parallel
+        step, prompt, sequence, context = self.coefficients(efficiency)
         return LatencyModel(
-            step_s=self._weights_s(efficiency) + self._software_s(efficiency),
-            per_prefill_token_s=(token + USUAL_PROMPT_TOKENS * self._attention_s(efficiency)) / stages,
-            per_sequence_s=token / stages,
-            per_context_token_s=self._context_s(efficiency) / stages,
+            step_s=step,
+            per_prefill_token_s=prompt,
+            per_sequence_s=sequence,
+            per_context_token_s=context,
             kv_tokens=held,
             max_running=max_running,
             max_batched_tokens=max_batched_tokens,
+        )
+
+    def coefficients(self, efficiency: Efficiency = USUAL) -> tuple[float, float, float, float]:
+        """Return the seconds of a step, and per prompt token, sequence and context token; whether it fits or not."""
+        token = self._token_multiply_s(efficiency) + self._reduce_s(efficiency)
+        stages = self.pipeline_parallel
+        return (
+            self._weights_s(efficiency) + self._software_s(efficiency),
+            (token + USUAL_PROMPT_TOKENS * self._attention_s(efficiency)) / stages,
+            token / stages,
+            self._context_s(efficiency) / stages,
         )
 
     def estimate(self, *, max_running: int, max_batched_tokens: int, longest: int) -> FittedLatency:
