@@ -32,7 +32,10 @@ def test_a_budget_that_is_too_small():
     case = changed(limits=Limits(max_usd_per_hour=Decimal("0.50")))
     assert found(case) == {
         "maxUSDPerHour 0.80 instead of 0.50": Relaxation(
-            ("spec.limits.maxUSDPerHour",), "maxUSDPerHour 0.80 instead of 0.50", pytest.approx(0.80), 0.59
+            ("spec.limits.maxUSDPerHour",),
+            "maxUSDPerHour 0.80 instead of 0.50",
+            pytest.approx(0.80),
+            pytest.approx(0.6),
         ),
         "1.68 requests/s instead of 3": Relaxation(
             ("spec.workload.requestsPerSecond",), "1.68 requests/s instead of 3", pytest.approx(0.40), 0.44

@@ -112,10 +112,11 @@ def _priced(
 
 
 def _repriced(each: Repriced) -> str:
-    price = each.price
+    price, before = each.price, each.before_usd_per_node_hour
+    instead = "" if price.usd_per_node_hour == before else f" instead of {before:.4g}"
     return (
-        f"{each.accelerator_class} {each.market} {each.zone}: {price.usd_per_node_hour:.4g} USD per node-hour "
-        f"instead of {each.before_usd_per_node_hour:.4g} ({price.source}, {price.known_at:%Y-%m-%d})"
+        f"{each.accelerator_class} {each.market} {each.zone}: {price.usd_per_node_hour:.4g} USD per node-hour{instead} "
+        f"({price.source}, {price.known_at:%Y-%m-%d})"
     )
 
 

@@ -31,6 +31,7 @@ from medley.planning.whatif import (
 )
 
 _PERCENT = 100
+_CENTS = 100
 _LONGEST_TIMES = 10  # a latency bound is relaxed up to so many times
 _DEAREST_TIMES = 1_000  # a budget likewise
 _MOST_MORE = 1_000  # replicas, or nodes, beyond a bound
@@ -180,10 +181,18 @@ def _bounds(case: Case) -> Iterator[Bound]:
 
 @dataclass(frozen=True)
 class _Budget:
+    """By the cent: money is worth knowing exactly."""
+
     allowed: Decimal
     field: str = "spec.limits.maxUSDPerHour"
-    steps: int = _PERCENT * _DEAREST_TIMES
-    whole: float | None = float(_PERCENT)
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(_DEAREST_TIMES * self.allowed * _CENTS)
+
+    @property
+    def whole(self) -> float | None:
+        return float(self.allowed * _CENTS)
 
     def relaxed(self, case: Case, steps: int) -> Case:
         limits = replace(case.service.limits, max_usd_per_hour=self._raised(steps))
@@ -193,7 +202,7 @@ class _Budget:
         return f"maxUSDPerHour {self._raised(steps)} instead of {self.allowed}"
 
     def _raised(self, steps: int) -> Decimal:
-        return (self.allowed * (_PERCENT + steps) / _PERCENT).quantize(Decimal("0.01"), rounding=ROUND_CEILING)
+        return (self.allowed + Decimal(steps) / _CENTS).quantize(Decimal("0.01"), rounding=ROUND_CEILING)
 
 
 @dataclass(frozen=True)
