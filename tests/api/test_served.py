@@ -85,7 +85,7 @@ def test_the_category_lists_services(plane, service):
 
 
 def test_explain_gives_units(plane):
-    assert "Spot price of one node, in USD per hour." in " ".join(
+    assert 'Spot price of one node, in USD per hour, as a string: "0.32".' in " ".join(
         plane.kubectl("explain", "acc.spec.zones.spotPerHour").split()
     )
 
