@@ -229,8 +229,6 @@ def serves(model: LatencyModel, slo: Slo, input_tokens: float, output_tokens: fl
 
 
 def _two(low: float, high: float) -> tuple[float, ...]:
-    """Return two sizes with the mean and variance of all sizes of a range (Gauss and Legendre's points)."""
-    if high <= low:
-        return (high,)
-    middle, offset = (low + high) / 2, (high - low) / (2 * math.sqrt(3))
+    """Return two sizes with the mean and variance of all whole numbers of a range."""
+    middle, offset = (low + high) / 2, math.sqrt(((high - low + 1) ** 2 - 1) / 12)
     return middle - offset, middle + offset

@@ -30,11 +30,15 @@ from medley.planning.tails import gamma_tail
 # Dispersion that joining the shortest queue adds to the arrivals at one of many replicas; 1 would be chance, 0 turns.
 # Simulated: 0.4 to 0.7 for windows of 1 to 15 s, 2 to 10 replicas and CV 1 to 4 (docs/allocation.md).
 _ROUTED = 0.7
-# Misses are planned as if they were this many times what the approximation says, which is right on average: measured,
-# what happens in an hour of bursts scatters about it (docs/allocation.md).
-_CAUTION = 1.5
+# A plan takes misses to be more frequent than the formulas say, which are about right on average: what happens in one
+# hour scatters about that, the more the fewer and larger the bursts are. Set once, and measured in docs/allocation.md.
+_CAUTION, _TPOT_CAUTION = 1.5, 1.1
+_BURSTS = 8.0  # a replica that gets so many requests more at once in a burst: twice as cautious
 # Who comes after memory was full waits too, behind those who came while it was.
 _AFTERMATH = 1.5
+# Variance of the prompt tokens that come to one of many replicas, as part of what chance would give: the shortest queue
+# is also the one with the least work. Simulated: 0.55 to 0.65 for 2 to 10 replicas.
+_SMOOTHED = 0.65
 _ROUNDS = 30  # of bisection: utilisation to 1e-9
 
 
@@ -91,20 +95,26 @@ def utilisation(
     whole = mixture.capacity(model, slo, mix)
     if whole is None:
         return None
-    missed = (1 - slo.percentile / 100) / _CAUTION
+    missed = 1 - slo.percentile / 100
 
     def at(part: float) -> Misses:
         return misses(model, slo, _scaled(mix, part * whole * replicas), replicas=replicas, dispersion=dispersion)
 
     low, high = 1e-3, 1.0
-    if at(high).total <= missed:
+    if _planned(at(high), replicas, dispersion) <= missed:
         return Utilisation(high, at(high))
-    if at(low).total > missed:
+    if _planned(at(low), replicas, dispersion) > missed:
         return None
     for _ in range(_ROUNDS):
         middle = (low + high) / 2
-        low, high = (middle, high) if at(middle).total <= missed else (low, middle)
+        low, high = (middle, high) if _planned(at(middle), replicas, dispersion) <= missed else (low, middle)
     return Utilisation(low, at(low))
+
+
+def _planned(expected: Misses, replicas: int, dispersion: float) -> float:
+    """Return the misses that a plan reckons with."""
+    bursts = 1 + max(0.0, dispersion - 1) / replicas / _BURSTS
+    return bursts * (_TPOT_CAUTION * expected.tpot + _CAUTION * (expected.ttft + expected.memory))
 
 
 def misses(model: LatencyModel, slo: Slo, mix: Sequence[Stream], *, replicas: int, dispersion: float = 1.0) -> Misses:
@@ -132,7 +142,6 @@ def misses(model: LatencyModel, slo: Slo, mix: Sequence[Stream], *, replicas: in
         of=of,
         replicas=replicas,
         dispersion=dispersion,
-        prefill=prefill,
         per_sequence=per_sequence,
         seen=seen,
         present=present,
@@ -156,7 +165,6 @@ class _State:
     of: _Moments
     replicas: int
     dispersion: float
-    prefill: float
     per_sequence: float
     present: float  # decoding sequences at a replica, over time
     seen: float  # and as a request sees them
@@ -177,16 +185,19 @@ def _tpot_missed(state: _State, bound_s: float, gaps: float) -> float:
     """
     model, of = state.model, state.of
     due_s = gaps * bound_s
-    companions = (state.dispersion - 1) / 2 / state.replicas
+    # Others that come to its replica meanwhile; a burst brings more of them, the more of it falls into that time.
+    others = state.met * of.rate * due_s
+    during = of.rate * state.replicas * due_s
+    burst = max(0.0, state.dispersion - 1) / state.replicas
+    companions = burst / 2 * math.sqrt(during / (during + state.dispersion))
     prompt = model.per_prefill_token_s * of.inputs
-    mean = state.per_sequence * state.seen + state.met * state.prefill * bound_s + companions * prompt / gaps
+    mean = state.per_sequence * state.seen + (others + companions) * prompt / gaps
     decoding = state.per_sequence**2 * state.spread + model.per_context_token_s**2 * state.present * of.context_variance
+    squared = of.inputs_variance + of.inputs**2
+    smoothed = _SMOOTHED + (1 - _SMOOTHED) / state.replicas
     prompts = (
         model.per_prefill_token_s**2
-        * (
-            state.met * of.rate * due_s * (of.inputs_variance + state.arrivals * of.inputs**2)
-            + (companions * of.inputs) ** 2
-        )
+        * (others * (smoothed * squared + burst * of.inputs**2) + companions * squared + (companions * of.inputs) ** 2)
         / gaps**2
     )
     # Who brings prompts stays to decode, so both deviate together; requests present are a matter of the whole fleet,

@@ -1,0 +1,107 @@
+"""Plans whose utilisation fits their own fleet: they hold by the formula and by simulation, and rounds end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import numpy as np
+import pytest
+
+from medley.core.accelerators import Market, Offering, OfferingKey, Shape
+from medley.core.service import Limits
+from medley.core.workload import Demand, SizeGrid, Slo
+from medley.planning import mixture
+from medley.planning.allocator import allocate
+from medley.planning.latency import LatencyModel
+from medley.planning.problem import AllocationProblem, Infeasible, ShapeThroughput
+from medley.planning.routing import RoutingTable
+from medley.planning.settled import Promise, settled
+from medley.simulation import arrivals
+from medley.simulation.arrivals import Requests
+from medley.simulation.fleet import Replica, serve
+
+GRID = SizeGrid((200, 1000, 4000), (50, 300))
+SLO = Slo(99, timedelta(seconds=2), timedelta(milliseconds=60))
+SMALL, LARGE = Shape("small"), Shape("large")
+MODELS = {
+    SMALL: LatencyModel(0.030, 0.00035, 0.0003, 1e-6, 12_000, 256, 2048),
+    LARGE: LatencyModel(0.008, 0.00004, 0.00005, 3e-7, 110_000, 256, 2048),
+}
+PRICES = {SMALL: 1.0, LARGE: 5.0}
+PROMISE = Promise(SLO, longest=4300)
+
+
+def problem(rate: float, *, market: Market = Market.ON_DEMAND, **changed) -> AllocationProblem:
+    demand = Demand(
+        GRID, tuple((bucket, rate * weight) for bucket, weight in zip(GRID.buckets(), (4, 2, 2, 1, 1, 1), strict=True))
+    )
+    return AllocationProblem(
+        demand,
+        tuple(Offering(OfferingKey(shape, market, "z"), PRICES[shape], None) for shape in MODELS),
+        tuple(
+            ShapeThroughput(shape, tuple((bucket, 1.0) for bucket in mixture.served(model, SLO, GRID, longest=4300)))
+            for shape, model in MODELS.items()
+        ),
+        **{"limits": Limits(max_replicas=1000, min_replicas=0), **changed},
+    )
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5, 3.0])
+def test_the_plan_keeps_the_promise_in_the_simulated_fleet(rate):
+    asked = problem(rate)
+    found = settled(asked, MODELS, PROMISE)
+    assert found.holds
+    chance = np.random.default_rng(3)
+    inputs, outputs = arrivals.sizes(asked.demand, 6000, chance, largest=True)
+    requests = Requests(arrivals.poisson(asked.demand.total, 6000, chance), inputs, outputs)
+    shares = {bucket: [] for bucket, _ in asked.demand.requests_per_second}
+    for each in found.answer.shares:
+        shares[each.bucket].append((each.shape.key, each.share))
+    fleet = [
+        Replica(f"{key.shape}-{number}", key.shape.key, MODELS[key.shape])
+        for key, count in found.answer.replicas
+        for number in range(count)
+    ]
+    table = RoutingTable(GRID, {bucket: tuple(parts) for bucket, parts in shares.items()})
+    assert serve(requests, fleet, table).after(1000).attainment(SLO) >= 0.99
+
+
+def test_a_plan_at_full_capacity_would_not_hold():
+    asked = problem(3.0)
+    careless = settled(replace(asked), MODELS, replace(PROMISE, slo=replace(SLO, percentile=1)))
+    careful = settled(asked, MODELS, PROMISE)
+    assert careless.answer.usd_per_hour < careful.answer.usd_per_hour
+    assert all(each.busy <= 1 + 1e-6 for each in careless.judged)
+
+
+def test_bursts_cost_money():
+    costs = [
+        settled(problem(3.0), MODELS, replace(PROMISE, dispersion=each)).answer.usd_per_hour for each in (1.0, 16.0)
+    ]
+    assert costs[0] < costs[1]
+
+
+def test_the_same_question_has_the_same_answer_within_bounded_rounds():
+    asked: list[AllocationProblem] = []
+
+    def counting(each: AllocationProblem):
+        asked.append(each)
+        return allocate(each)
+
+    one, other = (settled(problem(1.0), MODELS, PROMISE, solve=counting) for _ in range(2))
+    assert one == other
+    assert len(asked) / 2 <= 12
+
+
+def test_a_demand_that_cannot_be_met_is_said_and_does_not_hold():
+    found = settled(problem(3.0, limits=Limits(max_replicas=1, min_replicas=0)), MODELS, PROMISE)
+    assert isinstance(found.answer, Infeasible)
+    assert not found.holds
+
+
+def test_shapes_without_a_model_keep_what_the_problem_says():
+    asked = problem(0.5)
+    found = settled(asked, {LARGE: MODELS[LARGE]}, PROMISE)
+    assert next(row for row in found.problem.throughput if row.shape == SMALL) == asked.throughput[0]
+    assert found.problem.utilisations[asked.offerings[0].key] == asked.utilisation
