@@ -13,7 +13,7 @@ from one problem to the next.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import overload
@@ -30,6 +30,7 @@ from medley.planning.programme import Replicas, Scenario, Unmet
 from medley.planning.separation import Cut, Separation, Weights
 
 _ROUNDS = 200
+_LITTLE = 0.1  # of the gap that is good enough: less than that is not worth another round without whole numbers
 _SLACK = 1e-6
 _WHOLE = 1e-4
 
@@ -69,7 +70,7 @@ def solved(
     cover = Cover(problem, programme.scenarios(problem, without), soft=soft, learnt=learnt or Learnt())
     if not soft and cover.separation.unservable:
         return Answer(Unsolvable(), cover.learnt, cover.separation)
-    model = Model(programme.built(problem, soft=soft, without=without).with_rows(*rows, *cover.basic()))
+    model = Model(programme.built(problem, soft=soft, without=without).with_rows(*rows))
     cover.begin(model)
     if not soft and len(model.keys) <= MOST_COLUMNS and model.integer.all():
         whole = branched(
@@ -93,6 +94,46 @@ def solved(
     return Answer(best, cover.learnt, cover.separation)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Relaxed:
+    """The programme with fractions of replicas, solved: prices of its rows and columns, and of the demand.
+
+    `place`: column of a variable. `demand`: of each scenario, what serving one more whole demand of each bucket costs.
+    """
+
+    objective: float
+    rows: Numbers
+    columns: Numbers
+    place: Mapping[Hashable, int]
+    buckets: tuple[Bucket, ...]
+    demand: tuple[tuple[Scenario, Numbers], ...]
+
+
+def relaxation(problem: AllocationProblem, objective: Terms, learnt: Learnt) -> Relaxed | None:
+    """Return the solution in which replicas may be fractions, or None if there is none."""
+    cover = Cover(problem, programme.scenarios(problem), soft=False, learnt=learnt, fractions=True)
+    if cover.separation.unservable:
+        return None
+    model = Model(programme.built(problem))
+    cover.begin(model)
+    found = cover.relaxed(model, model.costs(objective), 0.0)
+    if not isinstance(found, Point):
+        return None
+    duals = model.duals()
+    return Relaxed(
+        found.objective, duals.rows, duals.columns, model.place, cover.separation.buckets, cover.marginal(duals.rows)
+    )
+
+
+def bound(problem: AllocationProblem, objective: Terms, learnt: Learnt) -> float:
+    """Return what no plan's objective is below: that of the programme without whole numbers, by what is learnt."""
+    cover = Cover(problem, programme.scenarios(problem), soft=False, learnt=learnt)
+    model = Model(programme.built(problem))
+    cover.begin(model)
+    found = model.minimise(model.costs(objective), problem.solver_effort, whole=False)
+    return found.objective if isinstance(found, Point) else 0.0
+
+
 @overload
 def _named(model: Model, found: Point) -> Solved: ...
 @overload
@@ -108,11 +149,18 @@ class Cover:
     """What one problem's demand asks of replicas, as rows of a model in the replicas."""
 
     def __init__(
-        self, problem: AllocationProblem, scenarios: tuple[Scenario, ...], *, soft: bool, learnt: Learnt
+        self,
+        problem: AllocationProblem,
+        scenarios: tuple[Scenario, ...],
+        *,
+        soft: bool,
+        learnt: Learnt,
+        fractions: bool = False,
     ) -> None:
         self.separation = Separation(problem)
         self._problem = problem
         self._soft = soft
+        self._fractions = fractions  # replicas may be: nothing is tightened because they are whole
         self._keys = sorted(o.key for o in problem.offerings if o.key.shape in problem.rates)
         places = {shape: number for number, shape in enumerate(self.separation.shapes)}
         self._shape = np.array([places[key.shape] for key in self._keys], dtype=np.intp)
@@ -124,37 +172,12 @@ class Cover:
         self._given = learnt
         self._cuts: list[Cut] = []
         self._known: set[Weights] = set()
-        self._rows: set[tuple[Weights, int]] = set()  # inequality and scenario, of those that the model has
+        self._rows: dict[tuple[Weights, int], tuple[int, Cut]] = {}  # by inequality and scenario: rows of the model
 
     @property
     def learnt(self) -> Learnt:
         """The inequalities so far."""
         return Learnt(tuple(cut.weights for cut in self._cuts))
-
-    def basic(self) -> Iterator[Row]:
-        """Yield a replica of some able shape for every bucket, in every scenario.
-
-        It is what small loads need: the solver would not miss a replica for a load below its tolerance.
-        """
-        able: dict[bytes, tuple[npt.NDArray[np.bool_], list[Bucket]]] = {}
-        for bucket, column in zip(self.separation.buckets, self.separation.able.T, strict=True):
-            able.setdefault(column.tobytes(), (column, []))[1].append(bucket)
-        for bucket in self.separation.unservable:
-            able.setdefault(b"", (np.zeros(len(self.separation.shapes), dtype=bool), []))[1].append(bucket)
-        for scenario, usable in zip(self.scenarios, self._usable, strict=True):
-            for column, buckets in able.values():
-                there: dict[Hashable, float] = {
-                    Replicas(key): 1.0
-                    for key, shape, use in zip(self._keys, self._shape, usable, strict=True)
-                    if use and column[shape]
-                }
-                if not self._soft:
-                    yield Row(there, at_least=1.0)
-                    continue
-                yield from (
-                    Row({**there, Unmet(scenario.loss, bucket): 1 / scenario.fraction}, at_least=1.0)
-                    for bucket in buckets
-                )
 
     def begin(self, model: Model) -> None:
         """Take up a model: note its columns, and give it the inequalities that are known before it is solved."""
@@ -164,6 +187,8 @@ class Cover:
             for scenario in self.scenarios
             if self._soft
         ]
+        if not self._fractions:
+            self._begin_with_one_replica(model)
         if not self.separation.buckets:
             return
         first = (self.separation.by_price(), *(self.separation.known(each) for each in self._given.inequalities))
@@ -173,21 +198,72 @@ class Cover:
                 for scenario in range(len(self.scenarios)):
                     self._add(model, cut, scenario)
 
+    def _begin_with_one_replica(self, model: Model) -> None:
+        """Ask for a replica of some able shape for every bucket, in every scenario.
+
+        It is what small loads need: the solver would not miss a replica for a load below its tolerance.
+        """
+        able, kind = np.unique(self.separation.able, axis=1, return_inverse=True)
+        for number, usable in enumerate(self._usable):
+            for each, column in enumerate(able.T):
+                there = self._columns[(usable > 0) & column[self._shape]]
+                if not self._soft:
+                    _at_least_one(model, there, np.ones(len(there)))
+                    continue
+                for place in self._unmet[number][kind.ravel() == each]:
+                    unmet = 1 / self.scenarios[number].fraction
+                    places = np.append(there, place)
+                    _at_least_one(model, places, np.append(np.ones(len(there)), unmet))
+        for scenario in self.scenarios if self._soft else ():
+            for bucket in self.separation.unservable:
+                places = np.array([model.place[Unmet(scenario.loss, bucket)]])
+                _at_least_one(model, places, np.array([1 / scenario.fraction]))
+
     def minimised(self, model: Model, costs: Numbers) -> Point | Unsolvable | Undecided:
-        """Minimise one objective; the model learns on the way."""
+        """Minimise one objective; the model learns on the way.
+
+        First without whole numbers, since that is quick and finds most inequalities.
+        """
+        gap = self._problem.solver_effort.relative_gap or 0.0
+        least = self.relaxed(model, costs, _LITTLE * gap if gap > EXACT else -math.inf)
+        if not isinstance(least, Point):
+            return least
+        for _ in range(_ROUNDS):
+            found = model.minimise(costs, self._problem.solver_effort)
+            if not isinstance(found, Point):
+                return found
+            found = Point(_rounded(model, found.values), found.objective, found.bound)
+            if not self.refuted(model, found.values):
+                return found
+        return Undecided()
+
+    def relaxed(self, model: Model, costs: Numbers, little: float) -> Point | Unsolvable | Undecided:
+        """Minimise without whole numbers until a round adds less than this part: whole plans refute what is left over.
+
+        Scenarios that fractions satisfy are left alone meanwhile.
+        """
         effort = self._problem.solver_effort
-        for whole in (False, True):
-            for _ in range(_ROUNDS):
-                found = model.minimise(costs, effort, whole=whole)
-                if not isinstance(found, Point):
-                    return found
-                if whole:
-                    found = Point(_rounded(model, found.values), found.objective, found.bound)
-                if not self.refuted(model, found.values):
-                    break
-            else:
-                return Undecided()
+        among = set(range(len(self.scenarios)))
+        before = -math.inf
+        for _ in range(_ROUNDS):
+            found = model.minimise(costs, effort, whole=False)
+            if not isinstance(found, Point) or found.objective - before < little * abs(found.objective):
+                return found
+            before = found.objective
+            violated = self._violated(model, found.values, among)
+            if not violated:
+                return found
+            among &= violated
         return found
+
+    def marginal(self, duals: Numbers) -> tuple[tuple[Scenario, Numbers], ...]:
+        """Return what serving one more whole demand of each bucket costs in each scenario, by the prices of rows."""
+        costs = [np.zeros(len(self.separation.buckets)) for _ in self.scenarios]
+        for (_, number), (row, cut) in self._rows.items():
+            right = self.scenarios[number].fraction * float(cut.buckets.sum())
+            if right > 0:
+                costs[number] += duals[row] / right * cut.buckets
+        return tuple(zip(self.scenarios, costs, strict=True))
 
     def capacities(self, values: Numbers) -> Iterator[tuple[int, Numbers, Numbers]]:
         """Yield every scenario's number, capacities per shape, and part of every bucket that must be served."""
@@ -202,19 +278,23 @@ class Cover:
             yield number, capacity, served
 
     def refuted(self, model: Model, values: Numbers) -> bool:
-        """Add inequalities that the values violate; say whether there are any.
+        """Add inequalities that the values violate; say whether there are any."""
+        return bool(self._violated(model, values, range(len(self.scenarios))))
+
+    def _violated(self, model: Model, values: Numbers, among: Collection[int]) -> set[int]:
+        """Add inequalities that the values violate in some of these scenarios; return those scenarios.
 
         What is known is tried first; only then new ones are looked for.
         """
-        states = list(self.capacities(values))
-        added = 0
+        states = [state for state in self.capacities(values) if state[0] in among]
+        added: set[int] = set()
         for number, capacity, served in states:
             for cut in self._cuts:
                 if (cut.weights, number) not in self._rows and self.separation.violated(cut, capacity, served):
                     self._add(model, cut, number)
-                    added += 1
+                    added.add(number)
         if added:
-            return True
+            return set(among)
         for number, capacity, served in states:
             found = self.separation.separated(capacity, served)
             # What is known and still violated is within the solver's tolerance: asking again would change nothing.
@@ -222,8 +302,8 @@ class Cover:
                 if found.weights not in self._known:
                     self._learn(found)
                 self._add(model, found, number)
-                added += 1
-        return bool(added)
+                added.add(number)
+        return added
 
     def _learn(self, cut: Cut) -> None:
         self._known.add(cut.weights)
@@ -234,17 +314,23 @@ class Cover:
 
         A coefficient above 1 says that one replica is enough, which 1 says too: tighter, and free of large numbers.
         """
-        self._rows.add((cut.weights, number))
+        self._rows[cut.weights, number] = (model.height, cut)
         right = self.scenarios[number].fraction * float(cut.buckets.sum())
         if right <= 0:
             return
-        left = np.minimum(cut.shapes[self._shape] * self._usable[number] / right, 1.0)
+        left = cut.shapes[self._shape] * self._usable[number] / right
+        if not self._fractions:
+            left = np.minimum(left, 1.0)
         places, values = self._columns[left > 0], left[left > 0]
         if self._soft:
             some = cut.buckets > 0
             places = np.concatenate([places, self._unmet[number][some]])
             values = np.concatenate([values, cut.buckets[some] / right])
-        model.add_arrays(np.ones(1), np.full(1, math.inf), np.zeros(1), places, values)
+        _at_least_one(model, places, values)
+
+
+def _at_least_one(model: Model, places: npt.NDArray[np.intp], values: Numbers) -> None:
+    model.add_arrays(np.ones(1), np.full(1, math.inf), np.zeros(1), places, values)
 
 
 def _implied(number: int, scenarios: Sequence[Scenario], alive: Sequence[npt.NDArray[np.bool_]]) -> bool:

@@ -30,6 +30,15 @@ _STOPPED_AT_A_LIMIT = frozenset({"kTimeLimit", "kSolutionLimit", "kIterationLimi
 _WITHOUT_SOLUTION = frozenset({"kInfeasible", "kUnboundedOrInfeasible"})
 _INTEGER_TOLERANCE = 1e-4
 _EXACT = 1e-6  # relative: a bound this near is the solver's tolerance, not a gap
+_OPTIONS = {"output_flag": False, "threads": 1, "random_seed": 0}
+# With many integers HiGHS spends more time on smaller programmes that may hold a better plan than it saves by them.
+_MANY = 100
+_MANY_WHOLE = {
+    "mip_heuristic_effort": 0.0,
+    "mip_heuristic_run_rins": False,
+    "mip_heuristic_run_rens": False,
+    "mip_heuristic_run_feasibility_jump": False,
+}
 
 # Coefficient by key. Any, because a mapping that is only read is still not covariant in its keys.
 Terms = Mapping[Any, float]
@@ -163,10 +172,11 @@ class Model:
         self.place = {key: number for number, key in enumerate(keys)} if isinstance(keys, list) else {}
         self._whole = False
         self._empty_row_fails = False
+        self.height = 0  # rows so far
         if np.isnan(upper).any():
             raise SolverError("a number in the programme is not finite")
         self._highs: Any = highspy.Highs()  # type: ignore[no-untyped-call]
-        for option, value in (("output_flag", False), ("threads", 1), ("random_seed", 0)):
+        for option, value in (_OPTIONS | (_MANY_WHOLE if np.count_nonzero(integer) >= _MANY else {})).items():
             self._highs.setOptionValue(option, value)
         self._highs.addVars(len(upper), np.zeros(len(upper)), upper)
         self._places = np.arange(len(upper), dtype=np.int32)
@@ -206,7 +216,10 @@ class Model:
         """Add constraints, written row by row: row r has the entries from starts[r] to starts[r + 1]."""
         _refuse_not_finite(coefficients, np.where(np.isneginf(at_least), 0.0, at_least))
         _refuse_not_finite(np.where(np.isposinf(at_most), 0.0, at_most))
-        if len(starts):
+        if len(starts) and not len(columns):
+            self._empty_row_fails |= bool((at_least > 0).any() or (at_most < 0).any())
+        elif len(starts):
+            self.height += len(starts)
             self._highs.addRows(
                 len(starts),
                 at_least,
@@ -225,10 +238,8 @@ class Model:
         """Change the bounds of all rows, in the order of adding."""
         self._highs.changeRowsBounds(len(at_least), np.arange(len(at_least), dtype=np.int32), at_least, at_most)
 
-    def minimise(
-        self, costs: Numbers, effort: Effort, *, whole: bool = True, start: Numbers | None = None
-    ) -> Point | Unsolvable | Undecided:
-        """Return the point of least cost; not `whole`: integers may be fractions. `start`: a point that is known."""
+    def minimise(self, costs: Numbers, effort: Effort, *, whole: bool = True) -> Point | Unsolvable | Undecided:
+        """Return the point of least cost; not `whole`: integers may be fractions."""
         if self._empty_row_fails:
             return Unsolvable()
         if not self.keys:
@@ -244,8 +255,6 @@ class Model:
         if whole:
             highs.setOptionValue("mip_max_nodes", effort.max_nodes)
             highs.setOptionValue("mip_rel_gap", _EXACT if effort.relative_gap is None else effort.relative_gap)
-            if start is not None:
-                highs.setSolution(len(start), self._places, start)
         highs.run()
         return self._read(costs, whole=whole)
 
