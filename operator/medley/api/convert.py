@@ -68,6 +68,8 @@ def service(item: LLMService) -> Service:
         limits=limits(spec),
         migration=spec.migration.mode,
         mode=spec.mode,
+        routing=spec.workload.routing,
+        priority=spec.priority,
     )
 
 

@@ -12,7 +12,7 @@ from medley.api.base import Duration, Metadata, Money, Part, Percent, Rule, Text
 from medley.api.llmservice_status import LLMServiceStatus
 from medley.api.model import Model
 from medley.api.pods import Engine, Resources
-from medley.core.service import MigrationMode, OperatingMode, SpotUse, WorkloadSource
+from medley.core.service import MigrationMode, OperatingMode, RoutingKnowledge, SpotUse, WorkloadSource
 
 
 class SloSpec(Part):
@@ -108,6 +108,9 @@ class Workload(Part):
     source: WorkloadSource = WorkloadSource.OBSERVED
     """Observed: what the routers measured, once the operator reads it (not in this version: the forecast).
     Forecast: always the forecast."""
+    routing: RoutingKnowledge = RoutingKnowledge.BLIND
+    """Blind: plan for routers as they are, which see input tokens and max_tokens but not how long an answer becomes.
+    Oracle: plan as if they knew, as the Mélange paper does; cheaper on paper alone, for comparison."""
 
 
 NameSet = Annotated[
@@ -228,6 +231,9 @@ class LLMServiceSpec(Part):
     """Bounds that no plan crosses."""
     migration: Migration = Migration()
     """How running requests leave a node that goes away."""
+    priority: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Among services that want more of an AcceleratorClass than its zones have nodes, the higher is served first; of
+    equals the one that holds replicas already, then by name. It takes nothing from services that fit beside it."""
     mode: OperatingMode = OperatingMode.AUTO
     """Auto: carry plans out. Plan: compute and show them in status.plan, change nothing."""
     router: Router = Router()

@@ -21,6 +21,13 @@ class WorkloadSource(StrEnum):
     OBSERVED = "Observed"  # what the routers measured, once they have; the forecast until then
 
 
+class RoutingKnowledge(StrEnum):
+    """What a plan takes routers to know of a request when it arrives."""
+
+    BLIND = "Blind"  # input tokens and max_tokens: what they can know
+    ORACLE = "Oracle"  # the output too, as the Mélange paper assumes: for comparison
+
+
 class SpotUse(StrEnum):
     """Whether spot capacity may be bought."""
 
@@ -116,3 +123,5 @@ class Service:
     limits: Limits
     migration: MigrationMode
     mode: OperatingMode
+    routing: RoutingKnowledge = RoutingKnowledge.BLIND
+    priority: int = 0  # among services that share capacity: higher is served first

@@ -12,7 +12,9 @@ from itertools import groupby
 
 from medley.api.llmservice_status import Infeasible, NotUsed, PlannedOffering, PlanStatus, Routing, RoutingShare
 from medley.core.accelerators import OfferingKey
+from medley.core.service import RoutingKnowledge
 from medley.planning import problem
+from medley.planning.ignorance import for_all_limits
 from medley.planning.problem import Share
 from medley.planning.proposal import Proposal
 
@@ -42,7 +44,7 @@ def plan_status(proposal: Proposal, ready: Mapping[OfferingKey, int]) -> PlanSta
         routing=Routing(
             input_edges=grid.input_edges,
             output_edges=grid.output_edges,
-            shares=tuple(_shares(proposal.allocation.shares)),
+            shares=tuple(_shares(_routed(proposal))),
         ),
         usd_per_hour=money(proposal.usd_per_hour),
         on_demand_usd_per_hour="" if reference is None else money(reference),
@@ -81,6 +83,13 @@ def _infeasible(found: problem.Infeasible) -> Infeasible:
         binding=", ".join(dict.fromkeys(each.bound.value for each in found.bindings)),
         remedy="; ".join(each.message for each in found.bindings),
     )
+
+
+def _routed(proposal: Proposal) -> Iterable[Share]:
+    shares = proposal.allocation.shares
+    if proposal.question.routing is RoutingKnowledge.ORACLE:
+        return shares
+    return for_all_limits(shares, proposal.question.problem.demand.grid)
 
 
 def _shares(shares: Iterable[Share]) -> Iterator[RoutingShare]:

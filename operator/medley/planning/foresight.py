@@ -231,22 +231,30 @@ def followed(
     steps, hours = len(day), 24 / len(day)
     usual = course(past) if past else None
     change_usd: float | None = None  # until the next change
+    spare = CHANGES_PER_DAY - PLANNED_CHANGES
     first = float(forecast(usual, ())[0]) if usual else day[0] * UNKNOWN_DAY_MARGIN
     rung = fleets.lowest(max(day[0], first))
     rungs, usd = [rung], fleets.rungs[rung].usd_per_hour * hours
     for step in range(1, steps):
-        chosen = rung
-        if fleets.rungs[rung].serves < day[step] or step % look == 0:
+        chosen, foreseen = rung, fleets.rungs[rung].serves >= day[step]
+        if not foreseen or step % look == 0:
             if usual is None:
                 chosen = reacting(fleets, day[: step + 1], rung, steps)
             else:
                 ahead = forecast(usual, day[: step + 1])[look - 1 :: look]
                 ahead = np.concatenate(([max(day[step], ahead[0])], ahead))
+                today = ahead[: -(-(steps - step) // look)]
                 if change_usd is None:
-                    change_usd = price_of_change(fleets, ahead[: -(-(steps - step) // look)], hours * look, changes)
+                    # Once demand only falls nothing unforeseen is to come, and what was kept for that may be spent.
+                    left = changes + (spare if float(np.max(today)) <= fleets.rungs[rung].serves else 0)
+                    change_usd = price_of_change(fleets, today, hours * look, left)
                 chosen = best_now(fleets, ahead, rung, hours * look, change_usd)
         if chosen != rung:
-            changes, change_usd = changes - 1, None
+            change_usd = None
+            if foreseen or not spare:
+                changes -= 1
+            else:
+                spare -= 1
         usd += float(fleets.change_usd[rung, chosen]) + fleets.rungs[chosen].usd_per_hour * hours
         rung = chosen
         rungs.append(rung)

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from medley.core.accelerators import AcceleratorClass, OfferingKey
 from medley.core.errors import InvalidInputError
 from medley.core.profiles import Profile
-from medley.core.service import Histogram, Service
+from medley.core.service import Histogram, RoutingKnowledge, Service
 from medley.core.workload import MELANGE_GRID, Bucket, Demand
 from medley.planning.changes import in_the_objective
+from medley.planning.ignorance import arrivals, blind
 from medley.planning.offerings import OutOfQuestion, Why, chosen_classes, on_offer
 from medley.planning.presets import preset
 from medley.planning.problem import DEFAULT_UTILISATION, AllocationProblem
@@ -34,6 +35,7 @@ class Question:
     profiles: tuple[Profile, ...]  # one per shape, those that were used
     sustained: tuple[Sustained, ...]  # of the same shapes
     out_of_question: tuple[OutOfQuestion, ...]
+    routing: RoutingKnowledge = RoutingKnowledge.BLIND  # Blind: buckets are input x max_tokens
 
     @property
     def unprofiled(self) -> tuple[str, ...]:
@@ -69,22 +71,26 @@ def ask(
     offer = on_offer(
         chosen, (each.shape for each in able), zones=service.zones, spot=service.spot.use, withheld=withheld
     )
+    problem = AllocationProblem(
+        demand=served,
+        offerings=offer.offerings,
+        throughput=able,
+        limits=service.limits,
+        spot=service.spot,
+        caps=offer.caps,
+        fleet=fleet,
+        utilisation=utilisation,
+        change_usd=in_the_objective(offer.offerings) if fleet else (),
+    )
+    if service.routing is RoutingKnowledge.BLIND:
+        problem = blind(problem, arrivals(served), 1 - service.slo.percentile / 100)
     return Question(
-        AllocationProblem(
-            demand=served,
-            offerings=offer.offerings,
-            throughput=able,
-            limits=service.limits,
-            spot=service.spot,
-            caps=offer.caps,
-            fleet=fleet,
-            utilisation=utilisation,
-            change_usd=in_the_objective(offer.offerings) if fleet else (),
-        ),
+        problem,
         classes=chosen,
         profiles=fitting,
         sustained=judged,
         out_of_question=(*out, *offer.out_of_question),
+        routing=service.routing,
     )
 
 

@@ -1,0 +1,354 @@
+"""Several services that share quotas or a budget, planned together by the prices of what they share.
+
+    found = together(services, shared)      # found.of["ns/chat"] is an Allocation, or Infeasible naming what binds
+    found.gap, found.prices, found.rivals("ns/chat")
+
+Called by `sharing` for the operator and by `bench/joint.py`. As one programme it does not close. Instead each quota has
+a price; every service is solved alone with its replicas dearer by what they take of it (`surcharge_usd`); the prices
+are the multipliers of a small programme that mixes the plans found so far (Dantzig and Wolfe's decomposition). The
+priced services bound the cost from below (the Lagrangian), whole plans that fit together bound it from above, and the
+gap between the two is reported. Where not all can be met, the higher priority is served first. Pure. Formulas:
+docs/allocation.md, "Several services".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medley.core.errors import InvalidInputError
+from medley.planning.allocator import reallocate
+from medley.planning.cover import Learnt
+from medley.planning.ilp import Effort, Model, Point, Programme, Row, Variable
+from medley.planning.problem import Allocation, AllocationProblem, Cap, Infeasible
+
+WANTED_GAP = 0.01
+ROUNDS = 12
+# How far prices go from those of the best bound so far towards the newest: whole steps swing to and fro.
+_STEP = 0.6
+_FITS = 1e-6
+# What one unit over a quota costs in the mix, in prices of the dearest use of it: more than any plan would save.
+_OVER = 20.0
+
+Numbers = NDArray[np.float64]
+Answer = Allocation | Infeasible
+
+
+@dataclass(frozen=True, slots=True)
+class Sharer:
+    """A service among others: its own problem, in whose caps shared ones may appear by the same name."""
+
+    name: str
+    problem: AllocationProblem
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A quota that is used up, and how much of it each service takes."""
+
+    cap: str
+    at_most: float
+    takes: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """Plans that fit together.
+
+    `usd_per_hour`: their objectives together, with interruptions and changes; no plans that meet all services cost less
+    than `bound`. `prices`: what one more of a quota would save, in USD per hour; quotas without a price are left out.
+    """
+
+    answers: tuple[tuple[str, Answer], ...]
+    usd_per_hour: float
+    bound: float
+    prices: tuple[tuple[str, float], ...]
+    exhausted: tuple[Holding, ...]
+
+    @property
+    def of(self) -> Mapping[str, Answer]:
+        """The answer for each service."""
+        return dict(self.answers)
+
+    @property
+    def gap(self) -> float:
+        """How far the cost may be above the least possible, relative; infinite where a service is not met."""
+        if any(isinstance(answer, Infeasible) for _, answer in self.answers):
+            return math.inf
+        return max(self.usd_per_hour - self.bound, 0.0) / self.usd_per_hour if self.usd_per_hour else 0.0
+
+    def rivals(self, name: str) -> tuple[Holding, ...]:
+        """Return the quotas that are used up, with what services other than `name` take of each, largest first."""
+        return tuple(
+            replace(each, takes=takes)
+            for each in self.exhausted
+            if (takes := tuple(sorted((t for t in each.takes if t[0] != name), key=lambda t: (-t[1], t[0]))))
+        )
+
+
+def shared_caps(problems: Iterable[AllocationProblem]) -> tuple[Cap, ...]:
+    """Return the caps of several problems, those of one name as one; the tightest of their bounds counts."""
+    found: dict[str, Cap] = {}
+    for problem in problems:
+        for cap in problem.all_caps:
+            known = found.get(cap.name, cap)
+            uses = tuple(sorted({**dict(known.uses), **dict(cap.uses)}.items()))
+            found[cap.name] = Cap(cap.name, min(known.at_most, cap.at_most), uses)
+    return tuple(found[name] for name in sorted(found))
+
+
+def together(
+    sharers: Iterable[Sharer], shared: Iterable[Cap], *, wanted_gap: float = WANTED_GAP, rounds: int = ROUNDS
+) -> Joint:
+    """Return plans for all services within what they share; raises SolverError.
+
+    `sharers`: in the order in which equal priorities are served where not all can be. `shared`: a budget is a cap whose
+    uses are prices. What is returned depends on nothing but the arguments.
+    """
+    search = _Search(tuple(sharers), tuple(shared))
+    prices = np.zeros(len(search.shared))
+    plans = search.priced(prices)
+    if search.fit(plans):
+        return search.joint(plans, prices)
+    best_prices = prices
+    search.offer(search.in_turn(prices))
+    for _ in range(rounds):
+        newest = search.mixed()
+        prices = best_prices + _STEP * (newest - best_prices)
+        before = search.bound
+        plans = search.priced(prices)
+        if search.bound > before:
+            best_prices = prices
+        if search.fit(plans):
+            search.offer(plans)
+        search.choose()
+        if search.gap > wanted_gap:
+            search.offer(search.in_turn(prices))
+            search.polish()
+        if search.gap <= wanted_gap:
+            break
+    if search.best is None:
+        # Not all can be met: the prices keep those that come first from what those that follow need more.
+        in_turn = [search.in_turn(each) for each in (best_prices, np.zeros_like(prices))]
+        return search.joint(min(in_turn, key=search.shortfall), best_prices)
+    return search.joint(search.best, best_prices)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """One way to serve one service: its cost without surcharges, and what it takes of each quota."""
+
+    answer: Answer
+    usd_per_hour: float
+    takes: Numbers
+
+    @property
+    def met(self) -> bool:
+        return isinstance(self.answer, Allocation)
+
+    @property
+    def allocation(self) -> Allocation:
+        return self.answer if isinstance(self.answer, Allocation) else self.answer.best
+
+
+class _Search:
+    """The plans found so far, the best that fit together, and the bound."""
+
+    def __init__(self, sharers: tuple[Sharer, ...], shared: tuple[Cap, ...]) -> None:
+        if len({each.name for each in sharers}) < len(sharers):
+            raise InvalidInputError("services", "one is named twice")
+        self.sharers = sharers
+        self.shared = shared
+        self.limits = np.array([cap.at_most for cap in shared], dtype=float)
+        self.uses = [dict(cap.uses) for cap in shared]
+        self.best: list[_Plan] | None = None
+        self.bound = -math.inf
+        self._columns: list[list[_Plan]] = [[] for _ in sharers]
+        self._learnt: list[Learnt | None] = [None] * len(sharers)
+        # By priority, then as given.
+        self._order = sorted(range(len(sharers)), key=lambda place: -sharers[place].priority)
+        dearest = max((o.usd_per_hour for each in sharers for o in each.problem.offerings), default=0.0)
+        least = [min(uses.values(), default=1.0) for uses in self.uses]
+        self._over = np.array([_OVER * dearest / use for use in least])
+
+    @property
+    def gap(self) -> float:
+        if self.best is None:
+            return math.inf
+        cost = _cost(self.best)
+        return max(cost - self.bound, 0.0) / cost if cost else 0.0
+
+    def priced(self, prices: Numbers) -> list[_Plan]:
+        """Return the cheapest plan of each service at these prices of quotas; all are kept, and the bound is moved."""
+        plans = [self._solved(place, prices) for place in range(len(self.sharers))]
+        low = math.fsum(
+            plan.answer.bound if isinstance(plan.answer, Allocation) else plan.usd_per_hour + float(prices @ plan.takes)
+            for plan in plans
+        )
+        self.bound = max(self.bound, low - float(prices @ self.limits))
+        for place, plan in enumerate(plans):
+            self._keep(place, plan)
+        return plans
+
+    def fit(self, plans: Sequence[_Plan]) -> bool:
+        """Say whether plans stay within what is shared."""
+        return bool((_taken(plans, len(self.limits)) <= self.limits + _FITS).all())
+
+    def offer(self, plans: list[_Plan]) -> None:
+        """Take plans that fit together for the best if they meet all services that can be met, for less."""
+        for place, plan in enumerate(plans):
+            if plan.met or not any(each.met for each in self._columns[place]):
+                self._keep(place, plan)
+        possible = all(
+            plan.met or not any(each.met for each in self._columns[place]) for place, plan in enumerate(plans)
+        )
+        if possible and self.fit(plans) and (self.best is None or _cost(plans) < _cost(self.best)):
+            self.best = plans
+
+    def in_turn(self, prices: Numbers) -> list[_Plan]:
+        """Return plans made one after the other, each within what those before it leave; by priority."""
+        left = self.limits.copy()
+        plans: dict[int, _Plan] = {}
+        for place in self._order:
+            plans[place] = self._solved(place, prices, left)
+            left = np.maximum(left - plans[place].takes, 0.0)
+        return [plans[place] for place in range(len(self.sharers))]
+
+    def polish(self) -> None:
+        """Let each service of the best plans plan again within what the others leave."""
+        if self.best is None:
+            return
+        plans = list(self.best)
+        for place in self._order:
+            others = _taken([plan for number, plan in enumerate(plans) if number != place], len(self.limits))
+            again = self._solved(place, np.zeros(len(self.limits)), np.maximum(self.limits - others, 0.0))
+            if again.met and again.usd_per_hour < plans[place].usd_per_hour:
+                plans[place] = again
+                self._keep(place, again)
+        self.offer(plans)
+
+    def mixed(self) -> Numbers:
+        """Return the prices of quotas at which the plans known, mixed, are cheapest."""
+        model, costs = self._mix(whole=False)
+        found = model.minimise(costs, Effort(), whole=False)
+        if not isinstance(found, Point):
+            return np.zeros(len(self.limits))
+        return np.maximum(-model.duals().rows[: len(self.limits)], 0.0)
+
+    def choose(self) -> None:
+        """Take the cheapest whole plans known that fit together, if any do."""
+        model, costs = self._mix(whole=True)
+        found = model.minimise(costs, Effort())
+        if not isinstance(found, Point):
+            return
+        chosen = iter(found.values)
+        plans = []
+        for columns in self._columns:
+            taken = [(next(chosen), plan) for plan in columns]
+            plans.append(max(taken, key=lambda each: each[0])[1])
+        self.offer(plans)
+
+    def shortfall(self, plans: Sequence[_Plan]) -> tuple[Any, ...]:
+        """Return what compares plans that do not meet all: unserved parts by priority, then cost."""
+        unmet = [
+            plan.answer.unmet_requests_per_second / (self.sharers[place].problem.demand.total or 1.0)
+            if isinstance(plan.answer, Infeasible)
+            else -1.0
+            for place, plan in enumerate(plans)
+        ]
+        return (*(round(unmet[place], 4) for place in self._order), _cost(plans))
+
+    def joint(self, plans: Sequence[_Plan], prices: Numbers) -> Joint:
+        """Return plans as the answer."""
+        taken = _taken(plans, len(self.limits))
+        names = [each.name for each in self.sharers]
+        return Joint(
+            answers=tuple((name, plan.answer) for name, plan in zip(names, plans, strict=True)),
+            usd_per_hour=_cost(plans),
+            bound=self.bound,
+            prices=tuple(
+                (cap.name, float(price)) for cap, price in zip(self.shared, prices, strict=True) if price > _FITS
+            ),
+            exhausted=tuple(
+                Holding(
+                    cap.name,
+                    cap.at_most,
+                    tuple((n, float(p.takes[q])) for n, p in zip(names, plans, strict=True) if p.takes[q] > _FITS),
+                )
+                for q, cap in enumerate(self.shared)
+                if taken[q] + min(self.uses[q].values(), default=math.inf) > self.limits[q] + _FITS
+            ),
+        )
+
+    def _solved(self, place: int, prices: Numbers, left: Numbers | None = None) -> _Plan:
+        sharer = self.sharers[place]
+        surcharge = {
+            offering.key: more
+            for offering in sharer.problem.offerings
+            if (more := math.fsum(p * u.get(offering.key, 0.0) for p, u in zip(prices, self.uses, strict=True))) > 0
+        }
+        limits = self.limits if left is None else left
+        problem = replace(
+            sharer.problem, surcharge_usd=tuple(surcharge.items()), caps=within(sharer.problem, self.shared, limits)
+        )
+        answer, self._learnt[place] = reallocate(problem, self._learnt[place])
+        allocation = answer if isinstance(answer, Allocation) else answer.best
+        more = math.fsum(surcharge.get(key, 0.0) * count for key, count in allocation.replicas)
+        takes = [math.fsum(uses.get(key, 0.0) * count for key, count in allocation.replicas) for uses in self.uses]
+        return _Plan(answer, allocation.objective - more, np.array(takes))
+
+    def _keep(self, place: int, plan: _Plan) -> None:
+        known = self._columns[place]
+        if all(each.allocation.replicas != plan.allocation.replicas for each in known):
+            known.append(plan)
+
+    def _mix(self, *, whole: bool) -> tuple[Model, Numbers]:
+        """Return the programme that mixes known plans, one of each service; not `whole`: over quotas at a price."""
+        keys = [(place, number) for place, columns in enumerate(self._columns) for number in range(len(columns))]
+        variables = [Variable(key, upper=1.0, integer=whole) for key in keys]
+        over = [] if whole else [("over", q) for q in range(len(self.limits))]
+        variables += [Variable(key) for key in over]
+        terms: dict[Any, float] = {key: self._columns[key[0]][key[1]].usd_per_hour for key in keys}
+        terms |= {key: float(self._over[q]) for q, key in enumerate(over)}
+        rows = [
+            Row(
+                {
+                    **{key: float(self._columns[key[0]][key[1]].takes[q]) for key in keys},
+                    **({over[q]: -1.0} if over else {}),
+                },
+                at_most=float(limit),
+            )
+            for q, limit in enumerate(self.limits)
+        ]
+        rows += [
+            Row({key: 1.0 for key in keys if key[0] == place}, at_least=1.0, at_most=1.0)
+            for place in range(len(self._columns))
+        ]
+        model = Model(Programme(tuple(variables), tuple(rows)))
+        return model, model.costs(terms)
+
+
+def within(problem: AllocationProblem, shared: Sequence[Cap], limits: Iterable[float]) -> tuple[Cap, ...]:
+    """Return a problem's caps with those that are shared at these limits, where they concern what it may buy."""
+    offered = {offering.key for offering in problem.offerings}
+    names = {cap.name for cap in shared}
+    own = [cap for cap in problem.caps if cap.name not in names]
+    for cap, limit in zip(shared, limits, strict=True):
+        uses = tuple((key, use) for key, use in cap.uses if key in offered)
+        if uses:
+            own.append(Cap(cap.name, float(limit), uses))
+    return tuple(own)
+
+
+def _taken(plans: Sequence[_Plan], quotas: int) -> Numbers:
+    return np.sum([plan.takes for plan in plans], axis=0) if plans else np.zeros(quotas)
+
+
+def _cost(plans: Sequence[_Plan]) -> float:
+    return math.fsum(plan.usd_per_hour for plan in plans)
