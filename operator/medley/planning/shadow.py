@@ -1,8 +1,8 @@
 """What the bounds and the demand cost at the margin: shadow prices and reduced costs of an allocation problem.
 
 Called by `explain` and by whoever prices a quota that services share. They are those of the programme in which replicas
-may be fractions: exact there; of whole replicas they say a direction and a size, and promise nothing. A bound that costs
-nothing here may still cost something because replicas are whole, and the other way round; `whatif` re-solves.
+may be fractions: exact there; of whole replicas they say a direction and a size, and promise nothing. A bound that
+costs nothing here may still cost something because replicas are whole, and the other way round; `whatif` re-solves.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class ShadowPrices:
 
     `bounds`: what one unit more of a bound saves (one GPU of a quota, one replica, one dollar of budget; of a minimum,
     one unit less; of the on-demand floor and the spread, one replica's worth); only those that bind.
-    `requests`: what one more request/s of a size costs. `losses`: what surviving each loss costs, per part of the demand
-    (1: all of it). `offerings`: reduced cost: by how much one replica's cost would have to fall before a plan uses
-    it; 0: used, or as good as one that is.
+    `requests`: what one more request/s of a size costs. `losses`: what surviving each costs, per part of the demand
+    (1: all of it). `offerings`: reduced cost: by how much one replica's cost would have to fall before a plan uses it;
+    0: used, or as good as one that is.
     """
 
     usd_per_hour: float

@@ -16,13 +16,13 @@ from medley.core.errors import SolverError
 from medley.core.workload import Bucket
 from medley.planning import cover, programme
 from medley.planning.ilp import Solved, Terms
-from medley.planning.problem import AllocationProblem, Binding, Bound
+from medley.planning.problem import AllocationProblem, Binding, Bound, Spread
 from medley.planning.programme import MissingReplicas, Replicas, Unmet
 
 # Shares below this are the solver's noise, and so are differences between two shortages.
 _NOISE = 1e-5
 _DIGITS = 4  # of unserved requests/s: the rest is noise too
-_REMOVABLE = (Bound.BUDGET, Bound.REPLICAS, Bound.CAPS, Bound.ON_DEMAND_FLOOR, Bound.ZONE_LOSS)
+_REMOVABLE = (Bound.BUDGET, Bound.REPLICAS, Bound.CAPS, Bound.ON_DEMAND_FLOOR, Bound.ZONE_LOSS, Bound.SPREAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +130,13 @@ def _applies(problem: AllocationProblem, bound: Bound) -> bool:
         case Bound.REPLICAS:
             return True
         case Bound.CAPS:
-            return bool(problem.caps) or any(offering.max_replicas is not None for offering in problem.offerings)
+            return bool(problem.all_caps) or any(offering.max_replicas is not None for offering in problem.offerings)
         case Bound.ON_DEMAND_FLOOR:
             return problem.spot.on_demand_floor > 0
         case Bound.ZONE_LOSS:
-            return problem.spot.survive_zone_loss > 0
+            return bool(problem.losses)
+        case Bound.SPREAD:
+            return problem.spread != Spread()
         case _:
             return False  # nothing to leave out: `_unservable` names it
 
@@ -156,12 +158,27 @@ def _message(problem: AllocationProblem, bound: Bound, best: Solved, without: fr
         case Bound.ON_DEMAND_FLOOR:
             return f"{spot.on_demand_floor:.0%} of the replicas outside spot are not to be had; lower the floor"
         case Bound.ZONE_LOSS:
+            return _lost(problem)
+        case Bound.SPREAD:
+            spread = problem.spread
             return (
-                f"{spot.survive_zone_loss:.0%} of the demand would not survive the loss of a zone's spot; "
-                "lower it, or allow more zones or on-demand capacity"
+                f"at least {spread.min_zones} zones with at most {spread.max_zone_share:.0%} of the replicas in one are "
+                "not to be had; lower the number, raise the share, or allow more zones"
             )
         case _:
             raise AssertionError(f"{bound} cannot be left out")
+
+
+def _lost(problem: AllocationProblem) -> str:
+    if not problem.scenarios:
+        part, what = problem.spot.survive_zone_loss, "a zone's spot"
+    else:
+        part = max(part for _, part in problem.losses)
+        what = " or ".join(f"({loss.name})" for loss, _ in problem.losses)
+    return (
+        f"{part:.0%} of the demand would not survive the loss of {what}; "
+        "lower it, or allow more zones or on-demand capacity"
+    )
 
 
 def _least(problem: AllocationProblem, objective: Terms, without: frozenset[Bound]) -> float:
@@ -172,7 +189,7 @@ def _least(problem: AllocationProblem, objective: Terms, without: frozenset[Boun
 
 def _exhausted(problem: AllocationProblem, best: Solved) -> Iterator[str]:
     counts: dict[OfferingKey, int] = {o.key: best.count(Replicas(o.key)) for o in problem.offerings}
-    for cap in problem.caps:
+    for cap in problem.all_caps:
         smallest = min((use for key, use in cap.uses if key in counts), default=None)
         used = math.fsum(use * counts.get(key, 0) for key, use in cap.uses)
         if smallest is not None and used + smallest > cap.at_most + _NOISE:
