@@ -72,7 +72,7 @@ def solved(
         return Answer(Unsolvable(), cover.learnt, cover.separation)
     model = Model(programme.built(problem, soft=soft, without=without).with_rows(*rows))
     cover.begin(model)
-    if not soft and len(model.keys) <= MOST_COLUMNS and model.integer.all():
+    if not soft and 0 < len(model.keys) <= MOST_COLUMNS and model.integer.all():
         whole = branched(
             model, [model.costs(each) for each in objectives], problem.solver_effort, partial(cover.refuted, model)
         )
@@ -296,7 +296,7 @@ class Cover:
         if added:
             return set(among)
         for number, capacity, served in states:
-            found = self.separation.separated(capacity, served)
+            found = self.separation.separated(capacity, served, whole=not self._fractions)
             # What is known and still violated is within the solver's tolerance: asking again would change nothing.
             if found is not None and (found.weights, number) not in self._rows:
                 if found.weights not in self._known:

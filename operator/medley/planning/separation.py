@@ -28,13 +28,21 @@ from medley.planning.problem import AllocationProblem
 _RELATIVE = 1e-5
 _ABSOLUTE = 1e-7
 _SMALLEST_WEIGHT = 1e-9
+_NO_CAPACITY = 1e-9
+_HIDDEN = 1e-4  # part of a bucket's demand
+_LEAST_UTILISATION = 1e-6
+_LEAST_PRICE = 1e-3  # of the highest
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weights p of one inequality, by shape and name of what bounds a replica of it; those that are not 0."""
+    """The weights p of one inequality, by shape and name of what bounds a replica of it; those that are not 0.
+
+    `without`: the inequality says that a replica of one of these is enough, and counts the others.
+    """
 
     of: tuple[tuple[tuple[Shape, str], float], ...]
+    without: tuple[Shape, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,27 +81,38 @@ class Separation:
             if each.key.shape in prices:
                 usd = each.usd_per_hour / problem.utilisations[each.key]
                 prices[each.key.shape] = min(prices[each.key.shape], usd)
-        self.prices = np.array(list(prices.values()))
+        # As weights only: those too small for the solver's tolerances would hide what they weigh.
+        weights = np.array(list(prices.values()))
+        self.prices = np.maximum(weights / weights.max(initial=0.0), _LEAST_PRICE) if len(weights) else weights
         self._model: Model | None = None
         self._effort = Effort(max_seconds=problem.effort.max_seconds)
 
-    def cut(self, weights: Numbers) -> Cut:
-        """Return the inequality of these weights (per row), with the largest q and then the least P that they allow."""
+    def cut(self, weights: Numbers, absent: npt.NDArray[np.bool_] | None = None) -> Cut:
+        """Return the inequality of these weights (per row), with the largest q and then the least P that they allow.
+
+        `absent`: shapes without replicas, of which one would be enough: q is what the others take.
+        """
+        able = self.able if absent is None else self.able & ~absent[:, None]
         weights = _few_digits(np.where(weights > _SMALLEST_WEIGHT * weights.max(initial=0.0), weights, 0.0))
-        each = np.add.reduceat(self.loads * weights[:, None], self._first, axis=0) if len(weights) else self.able * 1.0
-        each = np.where(self.able, each, math.inf)
+        each = np.add.reduceat(self.loads * weights[:, None], self._first, axis=0) if len(weights) else able * 1.0
+        each = np.where(able, each, math.inf)
         need = each.min(axis=0) if len(each) else np.zeros(len(self.buckets))
         with np.errstate(divide="ignore", invalid="ignore"):
-            slack = np.where(self.able & (each > 0), need / each, 0.0).max(axis=1, initial=0.0)
+            slack = np.where(able & (each > 0) & np.isfinite(each), need / each, 0.0).max(axis=1, initial=0.0)
         weights = _few_digits(weights * slack[self.shape_of_row])
         each = np.add.reduceat(self.loads * weights[:, None], self._first, axis=0) if len(weights) else each
-        need = np.where(self.able, each, math.inf).min(axis=0) if len(each) else need
-        whole = np.bincount(self.shape_of_row, weights=weights, minlength=len(self.shapes))
+        need = np.where(able, each, math.inf).min(axis=0) if len(each) else need
+        need = np.where(np.isfinite(need), need, 0.0)
+        whole: Numbers = np.bincount(self.shape_of_row, weights=weights, minlength=len(self.shapes)).astype(float)
         largest = whole.max(initial=0.0) or 1.0
         kept = tuple(
             (row, float(weight)) for row, weight in zip(self.rows, weights / largest, strict=True) if weight > 0
         )
-        return Cut(Weights(kept), whole / largest, need / largest)
+        whole, need = whole / largest, need / largest
+        if absent is None:
+            return Cut(Weights(kept), whole, need)
+        enough = np.where(absent, float(need.sum()) / _LEAST_UTILISATION, whole)
+        return Cut(Weights(kept, tuple(s for s, gone in zip(self.shapes, absent, strict=True) if gone)), enough, need)
 
     def known(self, weights: Weights) -> Cut:
         """Return the inequality of weights that were learnt, perhaps of another problem; of what is not here: none."""
@@ -110,8 +129,11 @@ class Separation:
         need = float(cut.buckets @ served)
         return need > float(cut.shapes @ capacity) + _RELATIVE * need + _ABSOLUTE
 
-    def separated(self, capacity: Numbers, served: Numbers) -> Cut | None:
-        """Return an inequality that these capacities violate, or None if they serve."""
+    def separated(self, capacity: Numbers, served: Numbers, *, whole: bool = True) -> Cut | None:
+        """Return an inequality that these capacities violate, or None if they serve.
+
+        `whole`: replicas are, so that a shape without any serves nothing, however small the load.
+        """
         if not self.buckets:
             return None
         if self._model is None:
@@ -125,11 +147,32 @@ class Separation:
             np.concatenate([served, np.full(len(self.rows), -math.inf)]),
             np.concatenate([np.full(buckets, math.inf), capacity[self.shape_of_row]]),
         )
-        costs = np.concatenate([np.zeros(flows), self.prices / self.prices.max()])
+        costs = np.concatenate([np.zeros(flows), self.prices])
         found = self._model.minimise(costs, self._effort, whole=False)
         if not isinstance(found, Point):
             return None
         cut = self.cut(np.maximum(-self._model.duals().rows[buckets:], 0.0))
+        if self.violated(cut, capacity, served):
+            return cut
+        shape, bucket = np.nonzero(self.able)
+        absent = capacity <= _NO_CAPACITY
+        hidden = absent[shape] & (found.values[:flows] > _HIDDEN * served[bucket])
+        return self._seen(self._model, absent, capacity, served) if whole and hidden.any() else None
+
+    def _seen(self, model: Model, absent: npt.NDArray[np.bool_], capacity: Numbers, served: Numbers) -> Cut | None:
+        """Return the inequality that loads below the solver's tolerance hide on shapes without replicas."""
+        shape, _ = np.nonzero(self.able)
+        top = np.concatenate([np.where(absent[shape], 0.0, math.inf), np.full(len(self.shapes), math.inf)])
+        costs = np.concatenate([np.zeros(len(shape)), self.prices])
+        try:
+            model.between(np.zeros(len(top)), top)
+            found = model.minimise(costs, self._effort, whole=False)
+            weights = np.maximum(-model.duals().rows[len(self.buckets) :], 0.0)
+        finally:
+            model.between(np.zeros(len(top)), np.full(len(top), math.inf))
+        if not isinstance(found, Point):
+            return None
+        cut = self.cut(weights, absent)
         return cut if self.violated(cut, capacity, served) else None
 
     def levelled(self, capacity: Numbers, served: Numbers) -> tuple[Numbers, float]:

@@ -124,21 +124,15 @@ def _binding(problem: AllocationProblem, best: Solved) -> Iterator[Binding]:
 
 
 def _applies(problem: AllocationProblem, bound: Bound) -> bool:
-    match bound:
-        case Bound.BUDGET:
-            return problem.limits.max_usd_per_hour is not None
-        case Bound.REPLICAS:
-            return True
-        case Bound.CAPS:
-            return bool(problem.all_caps) or any(offering.max_replicas is not None for offering in problem.offerings)
-        case Bound.ON_DEMAND_FLOOR:
-            return problem.spot.on_demand_floor > 0
-        case Bound.ZONE_LOSS:
-            return bool(problem.losses)
-        case Bound.SPREAD:
-            return problem.spread != Spread()
-        case _:
-            return False  # nothing to leave out: `_unservable` names it
+    applies = {
+        Bound.BUDGET: problem.limits.max_usd_per_hour is not None,
+        Bound.REPLICAS: True,
+        Bound.CAPS: bool(problem.all_caps) or any(offering.max_replicas is not None for offering in problem.offerings),
+        Bound.ON_DEMAND_FLOOR: problem.spot.on_demand_floor > 0,
+        Bound.ZONE_LOSS: bool(problem.losses),
+        Bound.SPREAD: problem.spread != Spread(),
+    }
+    return applies[bound]
 
 
 def _message(problem: AllocationProblem, bound: Bound, best: Solved, without: frozenset[Bound]) -> str:
@@ -162,8 +156,8 @@ def _message(problem: AllocationProblem, bound: Bound, best: Solved, without: fr
         case Bound.SPREAD:
             spread = problem.spread
             return (
-                f"at least {spread.min_zones} zones with at most {spread.max_zone_share:.0%} of the replicas in one are "
-                "not to be had; lower the number, raise the share, or allow more zones"
+                f"at least {spread.min_zones} zones with at most {spread.max_zone_share:.0%} of the replicas in one "
+                "are not to be had; lower the number, raise the share, or allow more zones"
             )
         case _:
             raise AssertionError(f"{bound} cannot be left out")
