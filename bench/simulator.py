@@ -35,7 +35,7 @@ REPLICAS = (1, 2, 4, 10, 40)
 CVS = (1, 2, 4)
 PERCENTILES = (90.0, 95.0, 99.0)
 SLO = Slo(99.0, timedelta(seconds=2), timedelta(milliseconds=40))
-FINEST = 0.015  # of utilisations found by bisection
+FINEST = 0.02  # of utilisations found by bisection
 # Sizes that get in one another's way: prompts of thousands of tokens beside short answers, and long answers.
 PAIRS = (
     ((8000, 1), (200, 50)),
@@ -140,9 +140,7 @@ def _cells(name: str, replicas: int, cv: int) -> Iterator[Cell]:
             low, high = (middle, high) if at(middle) >= wanted else (low, middle)
         found = queueing.utilisation(model, slo, mix, replicas=replicas, dispersion=cv**2)
         bound = found.value if found is not None else 0.0
-        fresh = (
-            run(model, mix, replicas, bound * whole, cv=cv, count=2 * count, seed=2).attainment(SLO) if bound else 1.0
-        )
+        fresh = run(model, mix, replicas, bound * whole, cv=cv, count=count, seed=2).attainment(SLO) if bound else 1.0
         yield Cell(name, replicas, cv, percentile, bound, low, fresh)
 
 

@@ -118,6 +118,8 @@ class _Router:
         self._shapes: dict[str, list[int]] = {}
         for index in by_name:
             self._shapes.setdefault(replicas[index].shape, []).append(index)
+        # Of one size: then the one with the fewest running is the least loaded, and that is found without arithmetic.
+        self._alike = len(set(self._most)) == 1
         self._shares: dict[Bucket, dict[str, float]] = {}
         for bucket, shares in (table.shares if table is not None else {}).items():
             there = {shape: share for shape, share in sorted(shares) if shape in self._shapes}
@@ -178,7 +180,11 @@ class _Router:
 
     def _least_loaded(self, group: list[int]) -> int | None:
         running, most = self._running, self._most
-        found = min(group, key=lambda index: (running[index] / most[index], running[index]))
+        if self._alike:
+            counts = [running[index] for index in group]
+            found = group[counts.index(min(counts))]
+        else:
+            found = min(group, key=lambda index: (running[index] / most[index], running[index]))
         return found if running[found] < most[found] else None
 
 
