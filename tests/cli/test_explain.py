@@ -31,6 +31,16 @@ def test_a_plan_that_is_met(manifests):
         {"bound": "spec.limits.maxReplicas", "allowed": "10", "used": "3", "binding": False},
         {"bound": "spec.limits.minReplicas", "allowed": "at least 1", "used": "3", "binding": False},
     ]
+    margins = found["margins"]
+    # One l4 serves 1.7 requests/s for 0.28: 0.165 each; on demand it costs 0.42 more.
+    assert margins["requests"] == [
+        {"inputTokens": inputs, "outputTokens": 100, "usdPerHour": pytest.approx(0.28 / 1.7)} for inputs in (100, 1000)
+    ]
+    assert margins["reducedCosts"] == {
+        "l4/on-demand/us-east-1a": pytest.approx(0.42),
+        "l4/spot/us-east-1a": pytest.approx(0.0),
+    }
+    assert (margins["bounds"], margins["losses"]) == ({}, {})
     saves = {each["change"]: each["savesUSDPerHour"] for each in found["whatIf"]}
     assert saves["10% more traffic: 4.4 requests/s"] == 0.0
     assert (found["infeasible"], found["relaxations"]) == (None, [])
@@ -41,7 +51,7 @@ def test_a_plan_that_cannot_be_met(poor):
     assert result.exit_code == 1
     found = json.loads(result.stdout)
     assert found["infeasible"]["binding"] == "spec.limits.maxUSDPerHour"
-    assert found["whatIf"] == []
+    assert (found["whatIf"], found["margins"]) == ([], None)
     assert [(each["change"], each["usdPerHour"], each["moved"]) for each in found["relaxations"]] == [
         ("maxUSDPerHour 0.84 instead of 0.50", 0.84, pytest.approx(0.68)),
         ("1.68 requests/s instead of 4", 0.28, 0.58),
@@ -52,7 +62,7 @@ def test_a_plan_that_cannot_be_met(poor):
 def test_the_tables_for_people(manifests, poor):
     met = ran("-f", manifests).stdout
     assert "0.84 USD/h: 3 x l4/spot/us-east-1a" in met
-    assert all(heading in met for heading in ("BOUND", "NOT USED", "WHAT IF"))
+    assert all(heading in met for heading in ("BOUND", "AT THE MARGIN", "NOT USED", "REDUCED COST", "WHAT IF"))
     unmet = ran("-f", poor).stdout
     assert "cannot be met: " in unmet
     assert "WHAT WOULD HAVE TO GIVE" in unmet

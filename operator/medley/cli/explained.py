@@ -17,13 +17,19 @@ from rich.table import Table
 
 from medley.cli.inputs import Options, overlaid
 from medley.cli.manifests import Manifests, read
-from medley.cli.planned import ANY_TIME, INVALID, MET, UNMET, as_status, money, not_used, printed, promise, refuse, say
+from medley.cli.planned import ANY_TIME, INVALID, MET, UNMET, as_status, money, printed, promise, refuse, say
 from medley.core.errors import MedleyError
 from medley.planning.binding import BoundState, bounds
 from medley.planning.fleet import Observed
+from medley.planning.problem import LossScenario
 from medley.planning.proposal import Proposal, propose
 from medley.planning.relaxation import Relaxation, relaxations
+from medley.planning.shadow import ShadowPrices, shadow_prices
 from medley.planning.whatif import Case, WhatIf, what_ifs
+
+_PERCENT = 100
+_NOISE = 1e-6
+_SHOWN_SIZES = 3  # dearest, and as many cheapest
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,7 @@ class Explanation:
     manifests: Manifests
     proposal: Proposal
     bounds: tuple[BoundState, ...]
+    margins: ShadowPrices | None  # None: there is no plan
     what_ifs: tuple[WhatIf, ...]  # of a plan that is met
     relaxations: tuple[Relaxation, ...]  # of one that is not
 
@@ -46,6 +53,7 @@ def run(paths: Sequence[Path], out: str, options: Options) -> int:
         case = Case(manifests.service, manifests.classes, manifests.profiles)
         with aside.status("solving") as status:
             proposal = propose(Observed(service=case.service, classes=case.classes, profiles=case.profiles), ANY_TIME)
+            margins = None if proposal.infeasible else shadow_prices(proposal.question.problem)
             others: list[WhatIf] = []
             eased: list[Relaxation] = []
             if proposal.infeasible is None:
@@ -60,7 +68,12 @@ def run(paths: Sequence[Path], out: str, options: Options) -> int:
         refuse(error, aside)
         return INVALID
     found = Explanation(
-        manifests, proposal, bounds(proposal.question.problem, proposal.allocation), tuple(others), tuple(eased)
+        manifests,
+        proposal,
+        bounds(proposal.question.problem, proposal.allocation),
+        margins,
+        tuple(others),
+        tuple(eased),
     )
     printed(out, lambda: _value(found), lambda console: _show(found, console))
     return MET if proposal.infeasible is None else UNMET
@@ -92,6 +105,7 @@ def _value(found: Explanation) -> dict[str, Any]:
             {"change": each.change, "usdPerHour": each.usd_per_hour, "savesUSDPerHour": each.saves_usd_per_hour}
             for each in found.what_ifs
         ],
+        "margins": _margins(found.margins, proposal),
         "infeasible": status.get("infeasible"),
         "relaxations": [
             {
@@ -103,6 +117,25 @@ def _value(found: Explanation) -> dict[str, Any]:
             for each in found.relaxations
         ],
     }
+
+
+def _margins(margins: ShadowPrices | None, proposal: Proposal) -> dict[str, Any] | None:
+    if margins is None:
+        return None
+    grid = proposal.question.problem.demand.grid
+    return {
+        "bounds": dict(margins.bounds),
+        "losses": {loss.name: price for loss, price in _losses(margins)},
+        "requests": [
+            dict(zip(("inputTokens", "outputTokens"), grid.sizes(bucket), strict=True)) | {"usdPerHour": price}
+            for bucket, price in margins.requests
+        ],
+        "reducedCosts": {str(key): price for key, price in margins.offerings},
+    }
+
+
+def _losses(margins: ShadowPrices) -> list[tuple[LossScenario, float]]:
+    return [(scenario.loss, price) for scenario, price in margins.losses if scenario.loss is not None]
 
 
 def _show(explanation: Explanation, console: Console) -> None:
@@ -122,8 +155,9 @@ def _show(explanation: Explanation, console: Console) -> None:
         for each in proposal.infeasible.bindings:
             console.print(f"  {escape(each.bound)}: {escape(each.message)}")
     for table in (
-        _bounds(explanation.bounds),
-        not_used(proposal),
+        _bounds(explanation),
+        _sizes(explanation),
+        _not_used(explanation),
         _what_ifs(explanation.what_ifs),
         _relaxations(explanation.relaxations),
     ):
@@ -132,10 +166,52 @@ def _show(explanation: Explanation, console: Console) -> None:
             console.print(table)
 
 
-def _bounds(binding: Sequence[BoundState]) -> Table:
-    table = Table("BOUND", "ALLOWED", "USED", "", box=None)
-    for each in binding:
-        table.add_row(escape(each.bound), each.allowed, each.used, "[bold yellow]binds[/]" if each.binds else "")
+def _bounds(explanation: Explanation) -> Table:
+    """Return what each bound allows, what is used of it, and what one unit more would save at the margin."""
+    table = Table("BOUND", "ALLOWED", "USED", "", "AT THE MARGIN", box=None)
+    margins = explanation.margins
+    prices = dict(margins.bounds) if margins else {}
+    for each in explanation.bounds:
+        binds = "[bold yellow]binds[/]" if each.binds else ""
+        margin = f"{prices[each.bound]:.2f} USD/h" if each.bound in prices else ""
+        table.add_row(escape(each.bound), each.allowed, each.used, binds, margin)
+    survive = explanation.proposal.question.problem.spot.survive_zone_loss
+    for loss, price in _losses(margins) if margins else ():
+        part = survive if loss.survive is None else loss.survive
+        margin = f"{price / _PERCENT:.3f} USD/h per point" if price > _NOISE else ""
+        binds = "[bold yellow]binds[/]" if margin else ""
+        table.add_row(f"surviving the loss of {escape(loss.name)}", f"{part:.0%} of the demand", "", binds, margin)
+    return table
+
+
+def _sizes(explanation: Explanation) -> Table:
+    """Return the sizes of which one more request per second costs most and least, at the margin."""
+    table = Table("ONE MORE REQUEST/S OF UP TO", "USD/H AT THE MARGIN", box=None)
+    table.columns[1].justify = "right"
+    if explanation.margins is None:
+        return table
+    grid = explanation.proposal.question.problem.demand.grid
+    ranked = sorted(explanation.margins.requests, key=lambda each: (-each[1], each[0]))
+    shown = ranked if len(ranked) <= 2 * _SHOWN_SIZES else [*ranked[:_SHOWN_SIZES], *ranked[-_SHOWN_SIZES:]]
+    for bucket, price in shown:
+        table.add_row("{} + {} tokens".format(*grid.sizes(bucket)), f"{price:.3f}")
+    return table
+
+
+def _not_used(explanation: Explanation) -> Table:
+    """Return why each class, market and zone that is not used is not, with the least reduced cost of its offerings."""
+    table = Table("NOT USED", "MARKET", "ZONE", "REDUCED COST", "WHY", box=None)
+    margins = explanation.margins
+    for each in explanation.proposal.not_used:
+        costs = [
+            price
+            for key, price in (margins.offerings if margins else ())
+            if key.shape.accelerator_class == each.accelerator_class
+            and each.market in (None, key.market)
+            and each.zone in (None, key.zone)
+        ]
+        reduced = f"{min(costs):.2f} USD/h" if costs else ""
+        table.add_row(each.accelerator_class, each.market or "all", each.zone or "all", reduced, escape(each.message))
     return table
 
 

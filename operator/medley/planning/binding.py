@@ -56,11 +56,11 @@ def _floor(problem: AllocationProblem, plan: Allocation) -> Iterator[BoundState]
 
 def _caps(problem: AllocationProblem, plan: Allocation) -> Iterator[BoundState]:
     counts = dict(plan.replicas)
-    for cap in problem.caps:
+    for cap in problem.all_caps:
         used = math.fsum(use * counts.get(key, 0) for key, use in cap.uses)
         smallest = min((use for _, use in cap.uses), default=0.0)
         yield BoundState(cap.name, f"{cap.at_most:g}", f"{used:g}", used + smallest > cap.at_most + _NOISE)
     for each in problem.offerings:
         if each.max_replicas is not None:
             count = counts.get(each.key, 0)
-            yield BoundState(f"replicas of {each.key}", str(each.max_replicas), str(count), count >= each.max_replicas)
+            yield BoundState(str(each.key), str(each.max_replicas), str(count), count >= each.max_replicas)
