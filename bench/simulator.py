@@ -123,7 +123,7 @@ def run(
 def _cells(name: str, replicas: int, cv: int) -> Iterator[Cell]:
     model, mix = engine(), streams(name)
     whole = _capacity_rate(model, SLO, mix) * replicas
-    count = 12_000 * (2 if replicas == max(REPLICAS) or cv == max(CVS) else 1)
+    count = 6_000 * (2 if replicas == max(REPLICAS) or cv == max(CVS) else 1)
     attained: dict[float, float] = {}
 
     def at(part: float) -> float:

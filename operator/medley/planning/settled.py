@@ -12,13 +12,14 @@ that holds too. Bounded rounds; the same input gives the same answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from medley.core.accelerators import Shape
 from medley.core.workload import Bucket, Demand, Slo
 from medley.planning import mixture, queueing
 from medley.planning.allocator import allocate
+from medley.planning.ignorance import Class, blind
 from medley.planning.latency import LatencyModel
 from medley.planning.mixture import Sizes, Stream
 from medley.planning.problem import Allocation, AllocationProblem, Infeasible, ShapeThroughput
@@ -70,14 +71,16 @@ def settled(
     models: Mapping[Shape, LatencyModel],
     promise: Promise,
     *,
+    classes: Sequence[Class] = (),
     solve: Callable[[AllocationProblem], Answer] = allocate,
 ) -> Settled:
     """Return the cheapest plan found whose shapes keep the promise with the traffic that the plan gives them.
 
-    `models`: shapes without one keep the throughput and utilisation of the problem. Where no plan holds, the last one
-    is returned; `Settled.holds` says so.
+    `problem`: by actual sizes. `models`: shapes without one keep the throughput and utilisation of the problem.
+    `classes`: what routers see; the allocator is then asked about those (`ignorance.blind`), and the shares are of
+    classes. Empty: routers know the output. Where no plan holds, the last one is returned; `Settled.holds` says so.
     """
-    rows = _Rows(problem, models, promise)
+    rows = _Rows(problem, models, promise, tuple(classes))
     full = {shape: rows.guess(shape) for shape in sorted(rows.throughput)}
     found = rows.ask(full, solve)
     for turn in range(_LOWERING):
@@ -105,8 +108,15 @@ def settled(
 class _Rows:
     """The rows of every shape that has a model, for the traffic that it is expected to get."""
 
-    def __init__(self, problem: AllocationProblem, models: Mapping[Shape, LatencyModel], promise: Promise) -> None:
+    def __init__(
+        self,
+        problem: AllocationProblem,
+        models: Mapping[Shape, LatencyModel],
+        promise: Promise,
+        classes: tuple[Class, ...],
+    ) -> None:
         self._problem, self._models, self._promise = problem, models, promise
+        self._classes = classes
         self._able: dict[Shape, frozenset[Bucket]] = {}
         self.throughput: dict[Shape, ShapeThroughput] = {}
         for row in problem.throughput:
@@ -117,7 +127,7 @@ class _Rows:
     def fit(self, plan: Allocation) -> None:
         """Choose every used shape's step time anew, for the traffic that a plan gives it."""
         for shape in sorted(self.throughput):
-            demand = _traffic(self._problem.demand, plan, shape)
+            demand = self._traffic(plan, shape)
             if demand is not None:
                 self._row(shape, demand)
 
@@ -139,6 +149,8 @@ class _Rows:
                 for offering in self._problem.offerings
             ),
         )
+        if self._classes:
+            asked = blind(asked, self._classes, 1 - self._promise.slo.percentile / 100)
         answer = solve(asked)
         judged = (
             tuple(each for shape in sorted(self.throughput) if (each := self._judge(shape, answer)) is not None)
@@ -172,7 +184,7 @@ class _Rows:
         return (max(_LEAST, found.value), found.bound) if found is not None else (_LEAST, None)
 
     def _judge(self, shape: Shape, plan: Allocation) -> Judged | None:
-        demand = _traffic(self._problem.demand, plan, shape)
+        demand = self._traffic(plan, shape)
         replicas = sum(count for key, count in plan.replicas if key.shape == shape)
         if demand is None or not replicas:
             return None
@@ -188,12 +200,20 @@ class _Rows:
         value, bound = self._may(shape, mix, replicas)
         return Judged(shape, replicas, busy / replicas, value * whole * replicas, bound)
 
-
-def _traffic(demand: Demand, plan: Allocation, shape: Shape) -> Demand | None:
-    """Return what a plan gives to all replicas of a shape; None: nothing."""
-    rates = dict(demand.requests_per_second)
-    parts = tuple((share.bucket, share.share * rates[share.bucket]) for share in plan.shares if share.shape == shape)
-    return Demand(demand.grid, parts) if parts else None
+    def _traffic(self, plan: Allocation, shape: Shape) -> Demand | None:
+        """Return what a plan gives to all replicas of a shape, by actual sizes; None: nothing."""
+        demand = self._problem.demand
+        rates = dict(demand.requests_per_second)
+        sizes: dict[Bucket, tuple[tuple[Bucket, float], ...]] = {bucket: ((bucket, 1.0),) for bucket in rates}
+        for each in self._classes:
+            rates[each.bucket] = each.requests_per_second
+            sizes[each.bucket] = tuple((Bucket(each.bucket.input, output), part) for output, part in each.outputs)
+        found: dict[Bucket, float] = {}
+        for share in plan.shares:
+            if share.shape == shape:
+                for bucket, part in sizes[share.bucket]:
+                    found[bucket] = found.get(bucket, 0.0) + share.share * part * rates[share.bucket]
+        return Demand(demand.grid, tuple(sorted(found.items()))) if found else None
 
 
 def _cost(answer: Answer) -> float:
