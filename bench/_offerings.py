@@ -46,7 +46,7 @@ def large(shapes: int, zones: int, requests_per_second: float, seed: int = 0) ->
     offerings: list[Offering] = []
     used: list[str] = []
     for number in range(shapes):
-        name = list(CLASSES)[number % len(CLASSES)]
+        name = list(CLASSES)[-1 - number % len(CLASSES)]  # few shapes: those that serve the longest requests
         doubled = number // len(CLASSES)
         gpus = 1 << doubled if doubled < 4 else doubled  # shapes beyond TP 8 stand for other engines' settings
         used.append(name)

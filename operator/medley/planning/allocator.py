@@ -53,6 +53,12 @@ def reallocate(problem: AllocationProblem, learnt: Learnt | None = None) -> tupl
     return Infeasible(short.unmet, short.bindings, best), answer.learnt
 
 
+def attempted(problem: AllocationProblem, learnt: Learnt | None = None) -> tuple[Allocation | None, Learnt]:
+    """Return what `reallocate` returns, but None, without working out what is short, where there is no allocation."""
+    answer = cover.solved(problem, _objectives(problem), learnt=learnt)
+    return _found(problem, answer), answer.learnt
+
+
 def extended(problem: AllocationProblem, learnt: Learnt | None = None) -> Allocation | None:
     """Return the cheapest plan that keeps every replica of the fleet that is on offer; None: there is none.
 
@@ -166,14 +172,10 @@ def _shares(
     shares, busy = separation.levelled(np.array(list(capacity.values())), parts)
     if not served.keys() <= set(separation.buckets) or busy > 1 + _OVERLOAD_TOLERANCE:
         raise SolverError("the replicas that the solver chose do not serve the demand; the plan that stands is kept")
-    found: list[Share] = []
-    for bucket, part, column in zip(separation.buckets, parts, shares.T, strict=True):
-        if part > 0:
-            kept = np.where(column >= _SMALLEST_SHARE * part, column, 0.0)
-            whole = math.fsum(kept)
-            found += [
-                Share(bucket, shape, float(share / whole))
-                for shape, share in zip(separation.shapes, kept, strict=True)
-                if share > 0
-            ]
+    kept = np.where(shares >= _SMALLEST_SHARE * parts, shares, 0.0)
+    whole = kept.sum(axis=0)
+    found = [
+        Share(separation.buckets[bucket], separation.shapes[shape], float(kept[shape, bucket] / whole[bucket]))
+        for shape, bucket in np.argwhere((kept > 0) & (parts > 0)).tolist()
+    ]
     return tuple(sorted(found))

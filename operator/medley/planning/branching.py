@@ -56,7 +56,8 @@ def branched(
                 order = tuple(math.fsum(each * near) for each in objectives[1:])
                 if best is None or usd < best.objective - _slack(best) or order < rank:
                     best, rank = Point(near, usd, usd), order
-                boxes += _rest(low, high, near)
+                spare = _at_most(best) - found.objective
+                boxes += _rest(low, high, near, model.duals().columns, spare)
                 break
             if isinstance(found, Undecided):
                 return found
@@ -81,16 +82,16 @@ def _halves(low: Numbers, high: Numbers, values: Numbers, column: int) -> list[t
     return halves if values[column] % 1 >= 0.5 else halves[::-1]  # noqa: PLR2004  # a half
 
 
-def _rest(low: Numbers, high: Numbers, point: Numbers) -> list[tuple[Numbers, Numbers]]:
-    """Return boxes that hold all of a box but one point."""
+def _rest(low: Numbers, high: Numbers, point: Numbers, reduced: Numbers, spare: float) -> list[tuple[Numbers, Numbers]]:
+    """Return boxes that hold all of a box but one point, and what costs more than is to spare by its reduced cost."""
     boxes: list[tuple[Numbers, Numbers]] = []
     low, high = low.copy(), high.copy()
     for column, value in enumerate(point):
-        if value > low[column]:
+        if value > low[column] and -reduced[column] <= spare:
             below = high.copy()
             below[column] = value - 1
             boxes.append((low.copy(), below))
-        if value < high[column]:
+        if value < high[column] and reduced[column] <= spare:
             above = low.copy()
             above[column] = value + 1
             boxes.append((above, high.copy()))

@@ -301,7 +301,9 @@ class Cover:
             if found is not None and (found.weights, number) not in self._rows:
                 if found.weights not in self._known:
                     self._learn(found)
-                self._add(model, found, number)
+                for other in range(len(self.scenarios)):
+                    if (found.weights, other) not in self._rows:
+                        self._add(model, found, other)
                 added.add(number)
         return added
 

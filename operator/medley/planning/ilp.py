@@ -28,12 +28,19 @@ _HAS_SOLUTION = 2
 _STOPPED_AT_A_LIMIT = frozenset({"kTimeLimit", "kSolutionLimit", "kIterationLimit", "kInterrupt"})
 # "Unbounded or infeasible" is infeasible here: every objective is bounded below, its terms and variables being >= 0.
 _WITHOUT_SOLUTION = frozenset({"kInfeasible", "kUnboundedOrInfeasible"})
+_LOST = "kUnknown"
 _INTEGER_TOLERANCE = 1e-4
 _EXACT = 1e-6  # relative: a bound this near is the solver's tolerance, not a gap
-_OPTIONS = {"output_flag": False, "threads": 1, "random_seed": 0}
+# A linear programme is solved again and again from where it ended; presolving it takes longer than that.
+_OPTIONS: dict[str, bool | int | float | str] = {
+    "output_flag": False,
+    "presolve": "off",
+    "threads": 1,
+    "random_seed": 0,
+}
 # With many integers HiGHS spends more time on smaller programmes that may hold a better plan than it saves by them.
 _MANY = 100
-_MANY_WHOLE = {
+_MANY_WHOLE: dict[str, bool | int | float | str] = {
     "mip_heuristic_effort": 0.0,
     "mip_heuristic_run_rins": False,
     "mip_heuristic_run_rens": False,
@@ -162,8 +169,8 @@ class Model:
     @classmethod
     def of_columns(cls, upper: Numbers) -> Model:
         """Return a model of continuous columns without names and without rows."""
-        model = cls(Programme((), ()))
-        model._begin(range(len(upper)), upper, np.zeros(len(upper), dtype=bool))  # its own class
+        model = cls.__new__(cls)
+        model._begin(range(len(upper)), upper, np.zeros(len(upper), dtype=bool))  # noqa: SLF001  # of its own class
         return model
 
     def _begin(self, keys: Sequence[Hashable], upper: Numbers, integer: npt.NDArray[np.bool_]) -> None:
@@ -256,6 +263,12 @@ class Model:
             highs.setOptionValue("mip_max_nodes", effort.max_nodes)
             highs.setOptionValue("mip_rel_gap", _EXACT if effort.relative_gap is None else effort.relative_gap)
         highs.run()
+        if highs.getModelStatus().name == _LOST:
+            # Numbers far apart: from the beginning, and presolved, it mostly finds its way.
+            highs.clearSolver()
+            highs.setOptionValue("presolve", "on")
+            highs.run()
+            highs.setOptionValue("presolve", "choose" if whole else "off")
         return self._read(costs, whole=whole)
 
     def _read(self, costs: Numbers, *, whole: bool) -> Point | Unsolvable | Undecided:
@@ -284,6 +297,7 @@ class Model:
         if whole == self._whole:
             return
         kind = highspy.HighsVarType.kInteger if whole else highspy.HighsVarType.kContinuous
+        self._highs.setOptionValue("presolve", "choose" if whole else "off")
         places = np.flatnonzero(self.integer).astype(np.int32)
         self._highs.changeColsIntegrality(len(places), places, np.full(len(places), kind.value, dtype=np.uint8))
         self._whole = whole

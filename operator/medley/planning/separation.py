@@ -63,18 +63,24 @@ class Separation:
     def __init__(self, problem: AllocationProblem) -> None:
         self.shapes = tuple(problem.rates)
         demand = sorted(problem.demand.requests_per_second)
-        able = np.array([[bucket in rates for bucket, _ in demand] for rates in problem.rates.values()], dtype=bool)
-        able = able.reshape(len(self.shapes), len(demand))
+        place = {bucket: number for number, (bucket, _) in enumerate(demand)}
+        names = [(s, name, row) for s, shape in enumerate(self.shapes) for name, row in problem.rows[shape]]
+        able = np.zeros((len(self.shapes), len(demand)), dtype=bool)
+        loads = np.zeros((len(names), len(demand)))
+        for number, rates in enumerate(problem.rates.values()):
+            able[number, [column for b in rates if (column := place.get(b)) is not None]] = True
+        for number, (_, _, row) in enumerate(names):
+            entries = [(column, load) for b, load in row.items() if (column := place.get(b)) is not None]
+            if entries:
+                columns, values = zip(*entries, strict=True)
+                loads[number, columns] = values
         served: npt.NDArray[np.bool_] = np.any(able, axis=0)
         self.unservable = tuple(bucket for (bucket, _), some in zip(demand, served, strict=True) if not some)
         self.buckets = tuple(bucket for (bucket, _), some in zip(demand, served, strict=True) if some)
         self.able = able[:, served]
-        rates = np.array([rate for (_, rate), some in zip(demand, served, strict=True) if some])
-        names = [(s, name, row) for s, shape in enumerate(self.shapes) for name, row in problem.rows[shape]]
+        self.loads = loads[:, served] * np.array([rate for _, rate in demand])[served]
         self.rows = tuple((self.shapes[s], name) for s, name, _ in names)
         self.shape_of_row = np.array([s for s, _, _ in names], dtype=np.intp)
-        self.loads = np.array([[row.get(bucket, 0.0) for bucket in self.buckets] for _, _, row in names])
-        self.loads = self.loads.reshape(len(names), len(self.buckets)) * rates
         self._first = np.flatnonzero(np.diff(self.shape_of_row, prepend=-1))  # first row of every shape
         prices = dict.fromkeys(self.shapes, math.inf)
         for each in problem.offerings:
@@ -184,6 +190,11 @@ class Separation:
         shares = np.zeros(self.able.shape)
         if not served.any():
             return shares, 0.0
+        if np.count_nonzero(capacity) == 1:
+            only = int(np.argmax(capacity))
+            shares[only] = served
+            busy = float((self.loads @ served)[self.shape_of_row == only].max() / capacity[only])
+            return shares, busy if self.able[only][served > 0].all() else math.inf
         busiest = (np.arange(len(self.rows)), np.zeros(len(self.rows), dtype=np.intp), -capacity[self.shape_of_row])
         model = self._flows(np.array([math.inf]), busiest)
         model.bound_rows(

@@ -86,6 +86,10 @@ class Quota:
     market: Market | None = None
     zone: str | None = None
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.gpus) or self.gpus < 0:
+            raise InvalidInputError(self.name, f"expected a quota of 0 GPUs or more, got {self.gpus}")
+
     @property
     def name(self) -> str:
         """What a person calls it: "GPUs of l4, spot, zone-a"."""
