@@ -9,7 +9,16 @@ import pytest
 from medley.core.accelerators import ExistingNodes, Market, NodeOffer, Shape
 from medley.core.names import Condition, Reason
 from medley.core.notices import Cause, Notice, NoticeSource
-from medley.core.service import Limits, MigrationMode, OperatingMode, SpotPolicy, SpotUse, WorkloadSource
+from medley.core.service import (
+    Forecast,
+    Histogram,
+    Limits,
+    MigrationMode,
+    OperatingMode,
+    SpotPolicy,
+    SpotUse,
+    WorkloadSource,
+)
 from medley.core.workload import Slo
 from medley.planning.actions import (
     Assign,
@@ -28,10 +37,11 @@ from medley.planning.actions import (
     ReleaseFinalizer,
 )
 from medley.planning.conditions import with_refusals
-from medley.planning.fleet import PoolKey, ReplicaPhase, RouterState, Standing, Truth, Unavailable
+from medley.planning.fleet import Neighbour, PoolKey, ReplicaPhase, RouterState, Standing, Truth, Unavailable
 from medley.planning.problem import Binding, Bound
 from medley.planning.reconcile import Event, Plan, plan
 from medley.testing.builders import (
+    GRID,
     NOW,
     accelerator_class,
     observed,
@@ -579,3 +589,28 @@ def test_an_observed_workload_is_unknown_until_it_is_measured():
 def test_a_service_without_routers_is_not_ready():
     found = plan(steady(router=RouterState(exists=True, pods=2, ready=0)), NOW)
     assert said(found, Condition.READY)[:2] == (Truth.FALSE, Reason.ROUTER_NOT_READY)
+
+
+def test_a_service_keeps_to_what_others_leave_and_says_who_takes_it():
+    classes = (accelerator_class("l4", max_nodes=1),)  # one in each market and zone: four
+    wants = service(forecast=Forecast(6.0, Histogram(GRID, ((1.0,),))))  # four l4
+    seen = observed(service=wants, classes=classes, profiles=(profile("l4"),))
+    assert len(launches(plan(seen, NOW))) == 4
+    held = Neighbour("default/other", service(name="other"), ((SPOT_A, 1), (SPOT_B, 1)))
+    found = plan(replace(seen, neighbours=(held,)), NOW)
+    assert len(launches(found)) == 2
+    status, reason, message = said(found, Condition.PLAN_FEASIBLE)
+    assert (status, reason) == (Truth.FALSE, Reason.CAPACITY_CAPPED)
+    assert "nodes of l4, spot, a, of 1 default/other takes 1 (0)" in message
+    # With a higher priority the plan is made, as soon as the other lets go.
+    free = replace(held, held=())
+    first = replace(seen, service=replace(wants, priority=1), neighbours=(free,))
+    assert len(launches(plan(first, NOW))) == 4
+
+
+def test_a_service_in_mode_plan_takes_only_what_it_holds():
+    classes = (accelerator_class("l4", max_nodes=1),)
+    wants = service(forecast=Forecast(6.0, Histogram(GRID, ((1.0,),))))
+    idle = Neighbour("default/other", service(name="other", mode=OperatingMode.PLAN, priority=9))
+    seen = observed(service=wants, classes=classes, profiles=(profile("l4"),), neighbours=(idle,))
+    assert len(launches(plan(seen, NOW))) == 4

@@ -9,6 +9,7 @@ import asyncio
 import base64
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -30,7 +31,7 @@ from medley.kube.manifests import KEY_FIELD, Images
 from medley.kube.observe import Sight
 from medley.kube.replicas import address, offering_of, replica
 from medley.kube.status import read_market, shape_of, standing
-from medley.planning.fleet import Observed, PoolKey, Replica, RouterState
+from medley.planning.fleet import Neighbour, Observed, PoolKey, Replica, RouterState
 from medley.planning.throughput import most_trusted
 from medley.wire.assignment import EngineReport
 
@@ -87,6 +88,7 @@ async def view(api: Api, supervisors: Supervisors, images: Images, key: tuple[st
         finalizer=names.FINALIZER in item.metadata.finalizers,
         pools=frozenset(_pool_keys(sight.node_pools)),
         pools_of_others=_used_by_others(sight),
+        neighbours=_neighbours(sight),
         unreadable=(*bad_classes, *bad_profiles),
     )
     return View(
@@ -222,6 +224,29 @@ def _used_by_others(sight: Sight) -> frozenset[PoolKey]:
         for offering in map(offering_of, sight.pods_of_others)
     )
     return frozenset((*planned, *held))
+
+
+def _neighbours(sight: Sight) -> tuple[Neighbour, ...]:
+    """Return the other services, and what they hold; one that is not understood asks for nothing, yet holds."""
+    held: dict[tuple[str, str], Counter[OfferingKey]] = {}
+    for pod in sight.pods_of_others:
+        if pod.get("spec", {}).get("nodeName"):
+            key = (pod["metadata"]["namespace"], pod["metadata"]["labels"].get(names.LABEL_SERVICE, ""))
+            held.setdefault(key, Counter())[offering_of(pod)] += 1
+    wanting: dict[tuple[str, str], LLMService] = {}
+    for other in sight.others:
+        if "deletionTimestamp" not in other["metadata"]:
+            with suppress(InvalidInputError):  # its own pass says so
+                wanting[other["metadata"]["namespace"], other["metadata"]["name"]] = convert.read_llm_service(other)
+    return tuple(
+        Neighbour(
+            "/".join(key),
+            convert.service(wanting[key]) if key in wanting else None,
+            tuple(sorted(held.get(key, Counter()).items())),
+            standing(wanting[key]).unavailable if key in wanting else (),
+        )
+        for key in sorted(held.keys() | wanting.keys())
+    )
 
 
 def _pool_keys(pools: Iterable[Json]) -> Iterable[PoolKey]:

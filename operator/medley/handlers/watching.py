@@ -80,12 +80,21 @@ def _services(wakes: Wakes, registry: kopf.OperatorRegistry) -> None:
     """Register what is about services: themselves, what they are planned from, their pods."""
 
     @kopf.on.event(names.GROUP, names.VERSION, "llmservices", registry=registry)
-    async def service_changed(namespace: str | None, name: str, type: str | None, **_: Any) -> None:  # noqa: A002
+    async def service_changed(
+        body: Mapping[str, Any],
+        namespace: str | None,
+        name: str,
+        type: str | None,  # noqa: A002
+        **_: Any,
+    ) -> None:
         key = (namespace or "", name)
         if type == "DELETED":
             wakes.services.discard(key)
         else:
             wakes.services.add(key)
+        # What one service asks for changes what it leaves the others.
+        if wakes.changed("LLMService", "/".join(key), body.get("spec"), gone=type == "DELETED"):
+            wakes.wake_all()
         wakes.wake(key)
 
     @kopf.on.event(names.GROUP, names.VERSION, "acceleratorclasses", registry=registry)

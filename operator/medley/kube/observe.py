@@ -47,8 +47,8 @@ class Sight:
     node_pools: Sequence[Json]
     interruptions: Sequence[Json]  # Events
     key: Json | None  # the Secret
-    others: Sequence[Json]  # other LLMServices; read only where this one is being deleted
-    pods_of_others: Sequence[Json]  # their engine pods; likewise
+    others: Sequence[Json]  # other LLMServices
+    pods_of_others: Sequence[Json]  # their engine pods
 
 
 async def look(api: Api, namespace: str, name: str) -> Sight | None:
@@ -56,7 +56,6 @@ async def look(api: Api, namespace: str, name: str) -> Sight | None:
     service = await api.get(LLM_SERVICE, name, namespace)
     if service is None:
         return None
-    deleting = "deletionTimestamp" in service["metadata"]
     engine = f"{names.LABEL_COMPONENT}={names.Component.ENGINE}"
     pods, classes, profiles, claims, pools, interruptions, others, strangers = await asyncio.gather(
         _listed(api, POD, namespace, labels=f"{names.LABEL_SERVICE}={name}"),
@@ -65,8 +64,8 @@ async def look(api: Api, namespace: str, name: str) -> Sight | None:
         _listed(api, NODE_CLAIM, labels=names.LABEL_CLASS),
         _listed(api, NODE_POOL, labels=f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"),
         _listed(api, EVENT, fields=f"reason={REASON_SPOT_INTERRUPTED}"),
-        _listed(api, LLM_SERVICE) if deleting else _nothing(),
-        _listed(api, POD, labels=engine) if deleting else _nothing(),
+        _listed(api, LLM_SERVICE),
+        _listed(api, POD, labels=engine),
     )
     router, key = await asyncio.gather(
         api.get(DEPLOYMENT, names.router(name), namespace), api.get(SECRET, names.engine_key(name), namespace)
@@ -113,10 +112,6 @@ async def _listed(
     except ObjectGoneError:
         return []  # the cluster has no such kind: Karpenter is not installed
     return objects
-
-
-async def _nothing() -> list[dict[str, Any]]:
-    return []
 
 
 def _label(pod: Json, key: str) -> str | None:

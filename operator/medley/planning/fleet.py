@@ -95,6 +95,16 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Another service of the cluster, as far as it matters here: what it asks for and the nodes that it holds."""
+
+    name: str  # namespace/name
+    service: Service | None  # None: it is being deleted, or is not understood, so it asks for nothing
+    held: tuple[tuple[OfferingKey, int], ...] = ()  # replicas on nodes, sorted
+    unavailable: tuple[Unavailable, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RouterState:
     """The service's routers."""
 
@@ -119,6 +129,7 @@ class Observed:
     finalizer: bool = False  # ours is on the service
     pools: frozenset[PoolKey] = frozenset()  # node pools of medley that exist
     pools_of_others: frozenset[PoolKey] = frozenset()  # those that other services' plans or pods use
+    neighbours: tuple[Neighbour, ...] = ()  # all other services, by name
     unreadable: tuple[str, ...] = ()  # classes and profiles that are not understood, each with its remedy
 
     @property

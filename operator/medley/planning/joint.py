@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medley.core.accelerators import OfferingKey
 from medley.core.errors import InvalidInputError
-from medley.planning.allocator import reallocate
+from medley.planning.allocator import attempted, reallocate
 from medley.planning.cover import Learnt
 from medley.planning.ilp import Effort, Model, Point, Programme, Row, Variable
 from medley.planning.problem import Allocation, AllocationProblem, Cap, Infeasible
@@ -32,6 +33,8 @@ ROUNDS = 12
 # How far prices go from those of the best bound so far towards the newest: whole steps swing to and fro.
 _STEP = 0.6
 _FITS = 1e-6
+# Rounds without any plan that was not known end the search.
+_IDLE = 2
 # What one unit over a quota costs in the mix, in prices of the dearest use of it: more than any plan would save.
 _OVER = 20.0
 
@@ -118,9 +121,11 @@ def together(
         return search.joint(plans, prices)
     best_prices = prices
     search.offer(search.in_turn(prices))
-    for _ in range(rounds):
+    idle = 0
+    for number in range(rounds):
+        known = search.known
         newest = search.mixed()
-        prices = best_prices + _STEP * (newest - best_prices)
+        prices = best_prices + (1.0 if idle else _STEP) * (newest - best_prices)
         before = search.bound
         plans = search.priced(prices)
         if search.bound > before:
@@ -129,13 +134,14 @@ def together(
             search.offer(plans)
         search.choose()
         if search.gap > wanted_gap:
-            search.offer(search.in_turn(prices))
-            search.polish()
-        if search.gap <= wanted_gap:
+            # Whoever plans later fills what is left, so everybody comes last once.
+            search.offer(search.in_turn(prices, number + 1))
+        idle = idle + 1 if search.known == known else 0
+        if search.gap <= wanted_gap or idle == _IDLE:
             break
     if search.best is None:
         # Not all can be met: the prices keep those that come first from what those that follow need more.
-        in_turn = [search.in_turn(each) for each in (best_prices, np.zeros_like(prices))]
+        in_turn = [search.short(each) for each in (best_prices, np.zeros_like(prices))]
         return search.joint(min(in_turn, key=search.shortfall), best_prices)
     return search.joint(search.best, best_prices)
 
@@ -171,6 +177,7 @@ class _Search:
         self.bound = -math.inf
         self._columns: list[list[_Plan]] = [[] for _ in sharers]
         self._learnt: list[Learnt | None] = [None] * len(sharers)
+        self._never: dict[int, _Plan] = {}  # services that could not be met if they were alone
         # By priority, then as given.
         self._order = sorted(range(len(sharers)), key=lambda place: -sharers[place].priority)
         dearest = max((o.usd_per_hour for each in sharers for o in each.problem.offerings), default=0.0)
@@ -184,9 +191,17 @@ class _Search:
         cost = _cost(self.best)
         return max(cost - self.bound, 0.0) / cost if cost else 0.0
 
+    @property
+    def known(self) -> int:
+        """Plans that are known."""
+        return sum(map(len, self._columns))
+
     def priced(self, prices: Numbers) -> list[_Plan]:
         """Return the cheapest plan of each service at these prices of quotas; all are kept, and the bound is moved."""
-        plans = [self._solved(place, prices) for place in range(len(self.sharers))]
+        plans = [
+            self._never[place] if place in self._never else self._solved(place, prices, self.limits)
+            for place in range(len(self.sharers))
+        ]
         low = math.fsum(
             plan.answer.bound if isinstance(plan.answer, Allocation) else plan.usd_per_hour + float(prices @ plan.takes)
             for plan in plans
@@ -200,19 +215,32 @@ class _Search:
         """Say whether plans stay within what is shared."""
         return bool((_taken(plans, len(self.limits)) <= self.limits + _FITS).all())
 
-    def offer(self, plans: list[_Plan]) -> None:
-        """Take plans that fit together for the best if they meet all services that can be met, for less."""
-        for place, plan in enumerate(plans):
-            if plan.met or not any(each.met for each in self._columns[place]):
-                self._keep(place, plan)
-        possible = all(
-            plan.met or not any(each.met for each in self._columns[place]) for place, plan in enumerate(plans)
-        )
-        if possible and self.fit(plans) and (self.best is None or _cost(plans) < _cost(self.best)):
-            self.best = plans
+    def offer(self, plans: list[_Plan] | None) -> None:
+        """Take plans for the best if they fit together and, once each has planned again, cost less."""
+        if plans is not None and self.fit(plans):
+            plans = self._polished(plans)
+            if self.best is None or _cost(plans) < _cost(self.best):
+                self.best = plans
 
-    def in_turn(self, prices: Numbers) -> list[_Plan]:
-        """Return plans made one after the other, each within what those before it leave; by priority."""
+    def in_turn(self, prices: Numbers, first: int = 0) -> list[_Plan] | None:
+        """Return plans made one after the other, each within what those before it leave: by priority, from `first` on.
+
+        None if one is not met that could be met alone.
+        """
+        left = self.limits.copy()
+        plans: dict[int, _Plan] = {}
+        start = first % len(self._order)
+        for place in (*self._order[start:], *self._order[:start]):
+            plan = self._tried(place, prices, left)
+            if plan is None:
+                return None
+            plans[place] = plan
+            self._keep(place, plan)
+            left = np.maximum(left - plan.takes, 0.0)
+        return [plans[place] for place in range(len(self.sharers))]
+
+    def short(self, prices: Numbers) -> list[_Plan]:
+        """Return what `in_turn` returns, with as much as can be of those that are not met."""
         left = self.limits.copy()
         plans: dict[int, _Plan] = {}
         for place in self._order:
@@ -220,18 +248,16 @@ class _Search:
             left = np.maximum(left - plans[place].takes, 0.0)
         return [plans[place] for place in range(len(self.sharers))]
 
-    def polish(self) -> None:
-        """Let each service of the best plans plan again within what the others leave."""
-        if self.best is None:
-            return
-        plans = list(self.best)
+    def _polished(self, plans: Sequence[_Plan]) -> list[_Plan]:
+        """Let each service plan again within what the others leave, without prices."""
+        polished = list(plans)
         for place in self._order:
-            others = _taken([plan for number, plan in enumerate(plans) if number != place], len(self.limits))
-            again = self._solved(place, np.zeros(len(self.limits)), np.maximum(self.limits - others, 0.0))
-            if again.met and again.usd_per_hour < plans[place].usd_per_hour:
-                plans[place] = again
+            others = _taken([plan for number, plan in enumerate(polished) if number != place], len(self.limits))
+            again = self._tried(place, np.zeros(len(self.limits)), np.maximum(self.limits - others, 0.0))
+            if again is not None and again.usd_per_hour < polished[place].usd_per_hour:
+                polished[place] = again
                 self._keep(place, again)
-        self.offer(plans)
+        return polished
 
     def mixed(self) -> Numbers:
         """Return the prices of quotas at which the plans known, mixed, are cheapest."""
@@ -286,21 +312,31 @@ class _Search:
             ),
         )
 
-    def _solved(self, place: int, prices: Numbers, left: Numbers | None = None) -> _Plan:
-        sharer = self.sharers[place]
-        surcharge = {
-            offering.key: more
-            for offering in sharer.problem.offerings
-            if (more := math.fsum(p * u.get(offering.key, 0.0) for p, u in zip(prices, self.uses, strict=True))) > 0
-        }
-        limits = self.limits if left is None else left
-        problem = replace(
-            sharer.problem, surcharge_usd=tuple(surcharge.items()), caps=within(sharer.problem, self.shared, limits)
-        )
-        answer, self._learnt[place] = reallocate(problem, self._learnt[place])
+    def _solved(self, place: int, prices: Numbers, left: Numbers) -> _Plan:
+        answer, self._learnt[place] = reallocate(self._asked(place, prices, left), self._learnt[place])
+        plan = self._plan(answer, prices)
+        if not plan.met and (left == self.limits).all():
+            self._never[place] = plan
+        return plan
+
+    def _tried(self, place: int, prices: Numbers, left: Numbers) -> _Plan | None:
+        if place in self._never:
+            return self._solved(place, prices, left)
+        answer, self._learnt[place] = attempted(self._asked(place, prices, left), self._learnt[place])
+        return None if answer is None else self._plan(answer, prices)
+
+    def _asked(self, place: int, prices: Numbers, left: Numbers) -> AllocationProblem:
+        problem = within(self.sharers[place].problem, self.shared, left)
+        surcharge = ((offering.key, self._surcharge(offering.key, prices)) for offering in problem.offerings)
+        return replace(problem, surcharge_usd=tuple((key, usd) for key, usd in surcharge if usd > 0))
+
+    def _surcharge(self, key: OfferingKey, prices: Numbers) -> float:
+        return math.fsum(price * uses.get(key, 0.0) for price, uses in zip(prices, self.uses, strict=True))
+
+    def _plan(self, answer: Answer, prices: Numbers) -> _Plan:
         allocation = answer if isinstance(answer, Allocation) else answer.best
-        more = math.fsum(surcharge.get(key, 0.0) * count for key, count in allocation.replicas)
         takes = [math.fsum(uses.get(key, 0.0) * count for key, count in allocation.replicas) for uses in self.uses]
+        more = math.fsum(self._surcharge(key, prices) * count for key, count in allocation.replicas)
         return _Plan(answer, allocation.objective - more, np.array(takes))
 
     def _keep(self, place: int, plan: _Plan) -> None:
@@ -334,16 +370,18 @@ class _Search:
         return model, model.costs(terms)
 
 
-def within(problem: AllocationProblem, shared: Sequence[Cap], limits: Iterable[float]) -> tuple[Cap, ...]:
-    """Return a problem's caps with those that are shared at these limits, where they concern what it may buy."""
+def within(problem: AllocationProblem, shared: Sequence[Cap], limits: Iterable[float]) -> AllocationProblem:
+    """Return a problem with what is shared at these limits in place of its own caps and quotas of the same names."""
     offered = {offering.key for offering in problem.offerings}
     names = {cap.name for cap in shared}
-    own = [cap for cap in problem.caps if cap.name not in names]
+    caps = [cap for cap in problem.caps if cap.name not in names]
     for cap, limit in zip(shared, limits, strict=True):
         uses = tuple((key, use) for key, use in cap.uses if key in offered)
         if uses:
-            own.append(Cap(cap.name, float(limit), uses))
-    return tuple(own)
+            caps.append(Cap(cap.name, float(limit), uses))
+    return replace(
+        problem, caps=tuple(caps), quotas=tuple(quota for quota in problem.quotas if quota.name not in names)
+    )
 
 
 def _taken(plans: Sequence[_Plan], quotas: int) -> Numbers:

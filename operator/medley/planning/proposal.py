@@ -17,13 +17,16 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 
 from medley.core.accelerators import OfferingKey
+from medley.core.errors import MedleyError
+from medley.core.service import OperatingMode
 from medley.planning.allocator import allocate, on_demand_only
 from medley.planning.changes import launch_usd, launches_usd, pays
 from medley.planning.explain import NotUsed, explain, nothing_on_offer
-from medley.planning.fleet import Observed, ReplicaPhase, Unavailable
+from medley.planning.fleet import Neighbour, Observed, ReplicaPhase, Unavailable
 from medley.planning.problem import MICRODOLLARS, Allocation, AllocationProblem, Infeasible
 from medley.planning.question import Question, ask
 from medley.planning.rollout import counted, fleet_of
+from medley.planning.sharing import Claim, left_for
 
 UNSCHEDULABLE_LIMIT = timedelta(seconds=60)
 UNAVAILABLE_FOR = timedelta(minutes=10)
@@ -96,13 +99,45 @@ def unavailable_offerings(observed: Observed, now: datetime) -> tuple[Unavailabl
 def _question(observed: Observed, unavailable: tuple[Unavailable, ...], now: datetime) -> Question:
     there = counted(observed, now)
     placed = Counter(replica.offering for replica in there if replica.node)
-    return ask(
-        observed.service,
+    service = observed.service
+    question = ask(
+        service,
         observed.classes,
         observed.profiles,
         fleet=fleet_of(there),
         withheld=tuple((each.offering, placed[each.offering], each.reason) for each in unavailable),
     )
+    if not observed.neighbours or not question.problem.offerings:
+        return question
+    own = Claim(
+        f"{service.namespace}/{service.name}", question.problem, tuple(sorted(placed.items())), service.priority
+    )
+    others = tuple(_claim(each, observed, now) for each in observed.neighbours)
+    return replace(question, problem=left_for(own, others, _feasible))
+
+
+def _feasible(problem: AllocationProblem) -> bool:
+    return isinstance(_allocated(problem), Allocation)
+
+
+def _claim(neighbour: Neighbour, observed: Observed, now: datetime) -> Claim:
+    """Return what a neighbour asks for, by the same code that its own pass runs; nothing if it cannot be planned."""
+    service = neighbour.service
+    if service is None or service.mode is OperatingMode.PLAN:
+        return Claim(neighbour.name, None, neighbour.held)
+    held = dict(neighbour.held)
+    short = tuple(each for each in neighbour.unavailable if each.until > now)
+    try:
+        question = ask(
+            service,
+            observed.classes,
+            observed.profiles,
+            fleet=neighbour.held,
+            withheld=tuple((each.offering, held.get(each.offering, 0), each.reason) for each in short),
+        )
+    except MedleyError:
+        return Claim(neighbour.name, None, neighbour.held)  # its own pass says why, in its own status
+    return Claim(neighbour.name, question.problem, neighbour.held, service.priority)
 
 
 def _answered(question: Question, model: str) -> Allocation | Infeasible:

@@ -1,0 +1,62 @@
+"""Services of 288 offerings x 100 arrival classes x 4 losses each that share the quotas of one account.
+
+Synthetic (`_offerings`): one catalogue with its prices and quotas of spot GPUs, a demand of its own for each service.
+Times are CPU time, one core.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from bench._offerings import large
+from bench.rows import Row
+from medley.planning.joint import Joint, Sharer, shared_caps, together
+
+SHAPES, ZONES = 36, 4
+SERVICES = (1, 2, 5, 10)
+RATE, MORE = 10.0, 4.0  # requests/s of the first service, and more of each after it
+WANTED_GAP, WANTED_SECONDS = 0.01, 60.0
+
+
+def measure() -> Iterator[Row]:
+    """Yield gap and time by number of services."""
+    for count in SERVICES:
+        found, seconds = solved(count)
+        want = count == SERVICES[-1]
+        about = f"{found.usd_per_hour:.2f} USD/h, {len(found.prices)} quotas have a price"
+        yield Row(
+            f"joint/{count} services: gap",
+            100 * found.gap,
+            "%",
+            "at most 1" if want else None,
+            found.gap <= WANTED_GAP if want else None,
+            about,
+        )
+        yield Row(
+            f"joint/{count} services: time",
+            seconds,
+            "s",
+            "below 60" if want else None,
+            seconds < WANTED_SECONDS if want else None,
+            "CPU time",
+        )
+
+
+def solved(count: int) -> tuple[Joint, float]:
+    """Return the plans of so many services, and how long that took."""
+    catalogue = large(SHAPES, ZONES, 1.0)
+    problems = [
+        replace(catalogue, demand=large(SHAPES, ZONES, RATE + MORE * number, seed=number).demand)
+        for number in range(count)
+    ]
+    sharers = [Sharer(f"service-{number}", problem) for number, problem in enumerate(problems)]
+    shared = shared_caps(problems)
+    started = time.process_time()
+    found = together(sharers, shared, wanted_gap=WANTED_GAP)
+    seconds = time.process_time() - started
+    if not math.isfinite(found.gap):
+        raise ValueError("services that can be met were not")
+    return found, seconds

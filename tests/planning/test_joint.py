@@ -1,0 +1,138 @@
+"""Services that share quotas: prices against the best of all combinations, bounds, priorities, and who holds what."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medley.core.accelerators import Market
+from medley.core.errors import InvalidInputError
+from medley.planning.allocator import allocate
+from medley.planning.joint import Holding, Sharer, shared_caps, together
+from medley.planning.problem import Allocation, Cap, Infeasible, Quota
+from medley.testing.allocation import FREE, SMALL, key, offer, problem, rates
+
+CENT = 0.005
+SPOT = key("l4", Market.SPOT)
+DEMAND = key("l4")
+BIG = key("h100")
+
+
+def service(rate: float, *, dear: float | None = 3.0, limits=FREE):
+    """Return a service for l4 on spot at 1.00, and, if it may, something dearer."""
+    others = [offer("h100", dear)] if dear is not None else []
+    return problem(
+        {SMALL: rate},
+        [offer("l4", 1.0, Market.SPOT), *others],
+        [rates("l4", {SMALL: 1.0}), rates("h100", {SMALL: 1.0})],
+        limits=limits,
+    )
+
+
+def spot_nodes(at_most: float) -> Cap:
+    return Cap("nodes of l4, spot, zone-a", at_most, ((SPOT, 1.0),))
+
+
+def test_services_that_fit_are_planned_as_if_alone():
+    sharers = [Sharer("a", service(3.0)), Sharer("b", service(2.0))]
+    found = together(sharers, [spot_nodes(5)])
+    assert [dict(found.of[name].replicas) for name in "ab"] == [{SPOT: 3}, {SPOT: 2}]
+    assert (found.usd_per_hour, found.bound, found.gap, found.prices) == (5.0, 5.0, 0.0, ())
+    assert found.exhausted == (Holding("nodes of l4, spot, zone-a", 5, (("a", 3.0), ("b", 2.0))),)
+    assert found.rivals("a") == (Holding("nodes of l4, spot, zone-a", 5, (("b", 2.0),)),)
+
+
+def test_who_gains_most_by_a_quota_gets_it():
+    sharers = [Sharer("a", service(3.0, dear=2.0)), Sharer("b", service(3.0, dear=5.0))]
+    found = together(sharers, [spot_nodes(4)])
+    assert dict(found.of["b"].replicas) == {SPOT: 3}
+    assert dict(found.of["a"].replicas) == {SPOT: 1, BIG: 2}
+    assert found.usd_per_hour == pytest.approx(8.0)
+    assert found.gap < 0.01
+    # One more spot node would spare a one h100.
+    assert dict(found.prices)["nodes of l4, spot, zone-a"] == pytest.approx(1.0, abs=0.2)
+
+
+def test_a_budget_is_shared_like_a_quota():
+    sharers = [Sharer(name, service(3.0, dear=None)) for name in "ab"]
+    found = together(sharers, [Cap("budget of the team", 6.0, ((SPOT, 1.0),))])
+    assert found.usd_per_hour == pytest.approx(6.0)
+    found = together(sharers, [Cap("budget of the team", 5.0, ((SPOT, 1.0),))])
+    assert isinstance(found.of["b"], Infeasible)
+    assert found.of["b"].message.startswith("AcceleratorClass.spec.zones: exhausted: budget of the team (2)")
+    assert found.rivals("b") == (Holding("budget of the team", 5.0, (("a", 3.0),)),)
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 0), (0, 1)])
+def test_the_higher_priority_is_served_first(first, second):
+    sharers = [Sharer("a", service(3.0, dear=None), first), Sharer("b", service(3.0, dear=None), second)]
+    found = together(sharers, [spot_nodes(4)])
+    high, low = ("a", "b") if first else ("b", "a")
+    assert dict(found.of[high].replicas) == {SPOT: 3}
+    assert isinstance(found.of[low], Infeasible)
+    assert found.of[low].unmet_requests_per_second == pytest.approx(2.0)
+    assert dict(found.of[low].best.replicas) == {SPOT: 1}
+    assert found.rivals(low) == (Holding("nodes of l4, spot, zone-a", 4, ((high, 3.0),)),)
+    assert math.isinf(found.gap)
+
+
+def test_a_lower_priority_that_fits_is_not_turned_away():
+    """The first could take all spot nodes; it pays for something dearer, so that the second is met too."""
+    sharers = [Sharer("first", service(4.0), 10), Sharer("second", service(2.0, dear=None), 0)]
+    found = together(sharers, [spot_nodes(4)])
+    assert dict(found.of["second"].replicas) == {SPOT: 2}
+    assert dict(found.of["first"].replicas) == {SPOT: 2, BIG: 2}
+
+
+def test_equals_are_served_as_given():
+    sharers = [Sharer("b", service(3.0, dear=None)), Sharer("a", service(3.0, dear=None))]
+    found = together(sharers, [spot_nodes(4)])
+    assert isinstance(found.of["b"], Allocation)
+    assert isinstance(found.of["a"], Infeasible)
+
+
+def test_caps_of_one_name_are_one():
+    asked = replace(service(1.0), caps=(spot_nodes(8),), quotas=(Quota(3, "h100"),))
+    other = replace(service(2.0), caps=(spot_nodes(5),))
+    assert shared_caps([asked, other]) == (Cap("GPUs of h100", 3, ((BIG, 1.0),)), spot_nodes(5))
+
+
+def test_a_name_is_given_once():
+    with pytest.raises(InvalidInputError, match="twice"):
+        together([Sharer("a", service(1.0)), Sharer("a", service(1.0))], [])
+
+
+@settings(max_examples=12)
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.sampled_from([1.5, 2.0, 4.0])), min_size=2, max_size=3),
+    st.integers(0, 6),
+)
+def test_no_combination_is_cheaper_by_enumeration(wanted, nodes):
+    """Each of n replicas on spot if there is room, else dearer: every division of the nodes is tried."""
+    sharers = [Sharer(str(n), service(float(count), dear=dear)) for n, (count, dear) in enumerate(wanted)]
+    found = together(sharers, [spot_nodes(nodes)], wanted_gap=0.0)
+    best = min(
+        sum(spot + (count - spot) * dear for spot, (count, dear) in zip(division, wanted, strict=True))
+        for division in itertools.product(*(range(count + 1) for count, _ in wanted))
+        if sum(division) <= nodes
+    )
+    assert found.usd_per_hour >= best - CENT
+    assert found.bound <= best + CENT
+    assert found.usd_per_hour <= best * 1.02 + CENT
+
+
+@settings(max_examples=8)
+@given(st.lists(st.floats(0.2, 4.0), min_size=1, max_size=3), st.floats(0, 8))
+def test_plans_stay_within_what_is_shared(rates_, nodes):
+    found = together([Sharer(str(n), service(rate)) for n, rate in enumerate(rates_)], [spot_nodes(nodes)])
+    taken = sum(
+        dict((answer if isinstance(answer, Allocation) else answer.best).replicas).get(SPOT, 0)
+        for _, answer in found.answers
+    )
+    assert taken <= nodes + 1e-6
+    assert found.bound <= found.usd_per_hour + CENT
+    alone = sum(allocate(service(rate)).usd_per_hour for rate in rates_)
+    assert found.usd_per_hour >= alone - CENT

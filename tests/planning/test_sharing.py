@@ -1,0 +1,84 @@
+"""What one service's pass takes of nodes that others want, hold, or will let go."""
+
+import pytest
+
+from medley.core.accelerators import Market
+from medley.planning.allocator import cheapest
+from medley.planning.problem import Cap
+from medley.planning.sharing import Claim, left_for
+from medley.testing.allocation import SMALL, key, offer, problem, rates
+
+SPOT, BIG = key("l4", Market.SPOT), key("h100")
+NAME = "nodes of l4, spot, zone-a"
+
+
+def asks(rate: float, *, dear: float | None = 3.0, nodes: float = 4):
+    offers = [offer("l4", 1.0, Market.SPOT)] + ([offer("h100", dear)] if dear else [])
+    able = [rates("l4", {SMALL: 1.0}), rates("h100", {SMALL: 1.0})]
+    return problem({SMALL: rate}, offers, able, caps=(Cap(NAME, nodes, ((SPOT, 1.0),)),))
+
+
+def feasible(asked) -> bool:
+    return cheapest(asked) is not None
+
+
+def left(own: Claim, *others: Claim) -> tuple[str, float]:
+    (cap,) = left_for(own, others, feasible).caps
+    return cap.name, cap.at_most
+
+
+def test_alone_a_service_has_all():
+    own = asks(3.0)
+    assert left_for(Claim("x/a", own, ()), (), feasible) == own
+
+
+def test_what_nobody_else_can_use_is_not_shared():
+    own = asks(3.0)
+    other = problem({SMALL: 1.0}, [offer("h100", 3.0)], [rates("h100", {SMALL: 1.0})])
+    assert left_for(Claim("x/a", own, ()), [Claim("x/b", other, ())], feasible) == own
+
+
+def test_what_others_are_to_have_is_taken_and_named():
+    first, second = Claim("x/a", asks(3.0, dear=2.0), ()), Claim("x/b", asks(3.0, dear=5.0), ())
+    assert left(first, second) == (f"{NAME}, of 4 x/b takes 3", 1)
+    assert left(second, first) == (f"{NAME}, of 4 x/a takes 1", 3)
+
+
+def test_what_a_service_without_a_plan_holds_is_taken():
+    assert left(Claim("x/a", asks(2.0), ()), Claim("x/b", None, ((SPOT, 2),))) == (f"{NAME}, of 4 x/b takes 2", 2)
+
+
+def test_what_others_still_hold_is_taken_until_they_let_it_go():
+    high = Claim("x/a", asks(4.0), (), priority=1)
+    holds = Claim("x/b", asks(3.0, dear=None), ((SPOT, 4),))
+    assert left(high, holds) == (f"{NAME}, of 4 x/b takes 4", 0)
+
+
+@pytest.mark.parametrize("holder", ["x/a", "x/b"])
+def test_of_equals_the_one_that_holds_replicas_keeps_them(holder):
+    claims = {
+        name: Claim(name, asks(3.0, dear=None), ((SPOT, 3),) if name == holder else ()) for name in ("x/a", "x/b")
+    }
+    other = "x/b" if holder == "x/a" else "x/a"
+    assert left(claims[holder], claims[other])[1] == 3
+    assert left(claims[other], claims[holder]) == (f"{NAME}, of 4 {holder} takes 3", 1)
+
+
+def test_the_lower_priority_yields():
+    high, low = Claim("x/a", asks(3.0, dear=None), (), 5), Claim("x/b", asks(3.0, dear=None), ((SPOT, 3),))
+    assert left(low, high) == (f"{NAME}, of 4 x/a takes 3", 1)
+    # It has let go of two: now the higher may have them.
+    assert left(high, Claim("x/b", low.problem, ((SPOT, 1),))) == (f"{NAME}, of 4 x/b takes 1", 3)
+
+
+def test_who_can_be_met_keeps_what_it_holds_until_there_is_room_elsewhere():
+    """Both are to change places; were both to let go first, neither would serve."""
+    able = [rates("l4", {SMALL: 1.0}), rates("h100", {SMALL: 1.0})]
+    caps = (Cap(NAME, 2, ((SPOT, 1.0),)), Cap("nodes of h100", 2, ((BIG, 1.0),)))
+    likes_big = problem({SMALL: 2.0}, [offer("l4", 3.0, Market.SPOT), offer("h100", 1.0)], able, caps=caps)
+    likes_l4 = problem({SMALL: 2.0}, [offer("l4", 1.0, Market.SPOT), offer("h100", 3.0)], able, caps=caps)
+    a, b = Claim("x/a", likes_big, ((SPOT, 2),)), Claim("x/b", likes_l4, ((BIG, 2),))
+    for own, other, kept in ((a, b, SPOT), (b, a, BIG)):
+        found = cheapest(left_for(own, [other], feasible))
+        assert found is not None
+        assert dict(found.replicas) == {kept: 2}
