@@ -9,18 +9,21 @@ import numpy as np
 import pytest
 
 from medley.core.accelerators import Market, Offering, OfferingKey, Shape
+from medley.core.profiles import Confidence, FittedLatency
 from medley.core.service import Limits
 from medley.core.workload import Demand, SizeGrid, Slo
 from medley.planning import mixture
 from medley.planning.allocator import allocate
 from medley.planning.ignorance import arrivals as arrivals_of
 from medley.planning.latency import LatencyModel
-from medley.planning.problem import AllocationProblem, Infeasible, ShapeThroughput
+from medley.planning.problem import Allocation, AllocationProblem, Infeasible, ShapeThroughput
+from medley.planning.question import ask
 from medley.planning.routing import RoutingTable
 from medley.planning.settled import Promise, settled
 from medley.simulation import arrivals
 from medley.simulation.arrivals import Requests
 from medley.simulation.fleet import Replica, serve
+from medley.testing.builders import observed, profile
 
 GRID = SizeGrid((200, 1000, 4000), (50, 300))
 SLO = Slo(99, timedelta(seconds=2), timedelta(milliseconds=60))
@@ -115,3 +118,20 @@ def test_shapes_without_a_model_keep_what_the_problem_says():
     found = settled(asked, {LARGE: MODELS[LARGE]}, PROMISE)
     assert next(row for row in found.problem.throughput if row.shape == SMALL) == asked.throughput[0]
     assert found.problem.utilisations[asked.offerings[0].key] == asked.utilisation
+
+
+def test_the_operator_plans_shapes_with_a_model_by_resources_and_their_own_utilisation():
+    """The builders' service and class, whose profile is a latency model alone."""
+    fitted = FittedLatency(
+        MODELS[LARGE], error=0.1, largest_prefill_tokens=4096, largest_sequences=64, largest_context_tokens=4096
+    )
+    one = observed(profiles=(profile("l4", points=(), latency=fitted, confidence=Confidence.HIGH),))
+    found = ask(one.service, one.classes, one.profiles)
+    (row,) = found.problem.throughput
+    assert (row.throughput_row, [load.name for load in row.loads]) == (False, ["time", "memory", "slots", "tokens"])
+    assert {u for _, u in found.problem.utilisation_of} != {found.problem.utilisation}
+    assert isinstance(allocate(found.problem), Allocation)
+    key = found.problem.offerings[0].key
+    again = ask(one.service, one.classes, one.profiles, fleet=((key, 1),))
+    assert again.problem.utilisation_of == found.problem.utilisation_of
+    assert again.problem.fleet == ((key, 1),)

@@ -11,18 +11,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
-from medley.core.accelerators import AcceleratorClass, OfferingKey
+from medley.core.accelerators import AcceleratorClass, OfferingKey, Shape
 from medley.core.errors import InvalidInputError
 from medley.core.profiles import Profile
 from medley.core.service import Histogram, RoutingKnowledge, Service
 from medley.core.workload import MELANGE_GRID, Bucket, Demand
 from medley.planning.changes import in_the_objective
-from medley.planning.ignorance import arrivals, blind
+from medley.planning.ignorance import Class, arrivals, blind
+from medley.planning.latency import LatencyModel
+from medley.planning.mixture import Sizes
 from medley.planning.offerings import OutOfQuestion, Why, chosen_classes, on_offer
+from medley.planning.predicted import believed
 from medley.planning.presets import preset
 from medley.planning.problem import DEFAULT_UTILISATION, AllocationProblem
+from medley.planning.settled import Promise, settled
 from medley.planning.throughput import Sustained, most_trusted, sustained
 
 
@@ -78,12 +83,16 @@ def ask(
         limits=service.limits,
         spot=service.spot,
         caps=offer.caps,
-        fleet=fleet,
         utilisation=utilisation,
-        change_usd=in_the_objective(offer.offerings) if fleet else (),
     )
-    if service.routing is RoutingKnowledge.BLIND:
-        problem = blind(problem, arrivals(served), 1 - service.slo.percentile / 100)
+    seen = arrivals(served) if service.routing is RoutingKnowledge.BLIND else ()
+    models = tuple((each.shape, believed(each.latency)) for each in fitting if each.latency is not None)
+    if models and served.requests_per_second:
+        problem = _settled(problem, models, Promise(service.slo, longest, sizes=Sizes.EVEN), seen)
+    elif service.routing is RoutingKnowledge.BLIND:
+        problem = blind(problem, seen, 1 - service.slo.percentile / 100)
+    if fleet:
+        problem = replace(problem, fleet=fleet, change_usd=in_the_objective(offer.offerings))
     return Question(
         problem,
         classes=chosen,
@@ -92,6 +101,19 @@ def ask(
         out_of_question=(*out, *offer.out_of_question),
         routing=service.routing,
     )
+
+
+# How full replicas may be does not depend on the fleet that exists, so a pass over a service that did not change, and
+# every what-if that leaves traffic and prices alone, finds it here.
+@lru_cache(maxsize=256)
+def _settled(
+    problem: AllocationProblem,
+    models: tuple[tuple[Shape, LatencyModel], ...],
+    promise: Promise,
+    seen: tuple[Class, ...],
+) -> AllocationProblem:
+    """Return the problem with rows per resource, and utilisations at which its own answer keeps the promise."""
+    return settled(problem, dict(models), promise, classes=seen).problem
 
 
 def forecast(service: Service, longest: int) -> Demand:
