@@ -47,6 +47,7 @@ def test_every_change_is_priced():
         "TTFT 10% tighter: 1800ms": (pytest.approx(0.80), 0.0),
         "10% more traffic: 3.3 requests/s": (pytest.approx(0.80), 0.0),
         "10% less traffic: 2.7 requests/s": (pytest.approx(0.80), 0.0),
+        "lengths of answers known on arrival (routing Oracle)": (pytest.approx(0.80), 0.0),
         "budget 10% higher: 44.00 USD/h": (pytest.approx(0.80), 0.0),
         "one more zone, at each class's lowest prices": (pytest.approx(0.80), 0.0),
     }

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from medley.cli.inputs import Options, overlaid
 from medley.cli.manifests import Manifests, read
-from medley.cli.planned import ANY_TIME, INVALID, MET, UNMET, as_status, money, printed, promise, refuse, say
+from medley.cli.planned import ANY_TIME, INVALID, MET, UNMET, as_status, doubts, money, printed, promise, refuse, say
 from medley.core.errors import MedleyError
 from medley.planning.binding import BoundState, bounds
 from medley.planning.fleet import Observed
@@ -53,6 +53,7 @@ def run(paths: Sequence[Path], out: str, options: Options) -> int:
         case = Case(manifests.service, manifests.classes, manifests.profiles)
         with aside.status("solving") as status:
             proposal = propose(Observed(service=case.service, classes=case.classes, profiles=case.profiles), ANY_TIME)
+            say(doubts(proposal), aside)
             margins = None if proposal.infeasible else shadow_prices(proposal.question.problem)
             others: list[WhatIf] = []
             eased: list[Relaxation] = []

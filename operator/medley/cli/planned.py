@@ -41,6 +41,7 @@ def run(paths: Sequence[Path], out: str, options: Options, picture: Path | None 
         proposal = propose(
             Observed(service=manifests.service, classes=manifests.classes, profiles=manifests.profiles), ANY_TIME
         )
+        say(doubts(proposal), aside)
         if picture is not None:
             from medley.cli import pictures  # noqa: PLC0415  # matplotlib, which only a picture needs
 
@@ -70,6 +71,19 @@ def say(notes: Iterable[Note], console: Console) -> None:
     for note in notes:
         mark = "[bold yellow]warning:[/] " if note.warning else "[dim]note:[/] "
         console.print(mark + escape(note.text), soft_wrap=True, highlight=False)
+
+
+def doubts(proposal: Proposal) -> tuple[Note, ...]:
+    """Return a warning per shape in the plan of which a demanded size was judged beyond what was measured."""
+    demanded = {bucket for bucket, _ in proposal.question.problem.demand.requests_per_second}
+    used = {key.shape for key, _ in proposal.allocation.replicas}
+    notes: list[Note] = []
+    for each in proposal.question.sustained:
+        beyond = [doubt for bucket, doubt in each.extrapolated if bucket in demanded]
+        if beyond and each.throughput.shape in used:
+            more = f" (and {len(beyond) - 1} more sizes)" if len(beyond) > 1 else ""
+            notes.append(Note(f"profile of {each.throughput.shape}: {beyond[0]}{more}", warning=True))
+    return tuple(notes)
 
 
 def refuse(error: MedleyError, console: Console) -> None:

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from medley.core.accelerators import AcceleratorClass, Market, NodeOffer
 from medley.core.errors import InvalidInputError
 from medley.core.profiles import Profile
-from medley.core.service import Service, SpotUse
+from medley.core.service import RoutingKnowledge, Service, SpotUse
 from medley.core.units import format_duration
 from medley.planning.allocator import cheapest
 from medley.planning.problem import MICRODOLLARS, Allocation
@@ -58,6 +58,7 @@ def what_ifs(case: Case, plan: Allocation) -> Iterator[WhatIf]:
     for change, changed in (
         *_promises(case),
         *_traffic(case),
+        *_knowledge(case),
         *_hedges(case),
         *_limits(case, plan),
         *_more_to_buy(case, plan),
@@ -134,6 +135,13 @@ def _traffic(case: Case) -> Iterator[tuple[str, Case]]:
         if rate > 0:
             said = f"{_STEP:.0%} {word} traffic: {rate * factor:.3g} requests/s"
             yield said, case._replace(service=with_rate(case.service, rate * factor))
+
+
+def _knowledge(case: Case) -> Iterator[tuple[str, Case]]:
+    """Yield what it is worth to know: routers do not see how long an answer becomes, and the plan pays for that."""
+    if case.service.routing is RoutingKnowledge.BLIND:
+        changed = replace(case.service, routing=RoutingKnowledge.ORACLE)
+        yield "lengths of answers known on arrival (routing Oracle)", case._replace(service=changed)
 
 
 def _hedges(case: Case) -> Iterator[tuple[str, Case]]:
