@@ -426,6 +426,20 @@ SCHEMA = {
         "should be greater than 0",
         "input should be greater than 0, got 0",
     ),
+    "a priority below all": (
+        "LLMService",
+        {"spec.priority": -1},
+        "spec.priority",
+        "should be greater than or equal to 0",
+        "input should be greater than or equal to 0, got -1",
+    ),
+    "routers that know something else": (
+        "LLMService",
+        {"spec.workload.routing": "Random"},
+        "spec.workload.routing",
+        'supported values: "Blind", "Oracle"',
+        "input should be 'Blind' or 'Oracle', got 'Random'",
+    ),
     "no model": ("LLMService", {"spec.model": _MISSING}, "spec.model", "Required value", "this field is required"),
     "an unknown policy": (
         "LLMService",

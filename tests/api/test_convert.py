@@ -18,6 +18,7 @@ from medley.core.service import (
     Limits,
     MigrationMode,
     OperatingMode,
+    RoutingKnowledge,
     Service,
     SpotPolicy,
     SpotUse,
@@ -59,7 +60,9 @@ def test_a_full_service():
                 "requestsPerSecond": 8,
                 "distribution": {"histogram": {"inputEdges": [100, 1000], "outputEdges": [50], "weights": [[3], [1]]}},
                 "source": "Forecast",
+                "routing": "Oracle",
             },
+            "spec.priority": 5,
             "spec.accelerators": {"classes": ["l4", "a10g"], "zones": ["a"]},
             "spec.spot": {"onDemandFloor": "20%", "surviveZoneLoss": "80%"},
             "spec.limits": {"maxUSDPerHour": "40.5", "maxReplicas": 40, "minReplicas": 2},
@@ -83,6 +86,8 @@ def test_a_full_service():
         limits=Limits(Decimal("40.5"), 40, 2),
         migration=MigrationMode.RESUME,
         mode=OperatingMode.PLAN,
+        routing=RoutingKnowledge.ORACLE,
+        priority=5,
     )
 
 

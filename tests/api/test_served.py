@@ -34,11 +34,17 @@ def test_only_the_model_is_required_and_the_rest_is_written_down(plane, service)
     assert live(plane, service)["spec"] == {
         "model": {"name": "meta-llama/Llama-2-7b-hf", "source": {"hub": {}}},
         "slo": {"percentile": 99, "ttft": "2s", "tpot": "100ms"},
-        "workload": {"requestsPerSecond": 1, "distribution": {"preset": "chat"}, "source": "Observed"},
+        "workload": {
+            "requestsPerSecond": 1,
+            "distribution": {"preset": "chat"},
+            "source": "Observed",
+            "routing": "Blind",
+        },
         "spot": {"policy": "Prefer"},
         "limits": {"maxReplicas": 20, "minReplicas": 1},
         "migration": {"mode": "Auto"},
         "mode": "Auto",
+        "priority": 0,
         "router": {"replicas": 2, "requestTimeout": "10m", "queueLimit": 1024},
     }
 
