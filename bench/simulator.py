@@ -43,6 +43,15 @@ PAIRS = (
     ((2000, 100), (100, 1500)),
     ((6000, 10), (50, 800)),
 )
+# Engines, mixes and promises that no constant of the formulas was set by: GPU, mix, TPOT in ms, TTFT in s.
+ELSEWHERE = (
+    ("h100", "summarization", 20, 1.0),
+    ("h100", "code", 40, 0.5),
+    ("a10g", "code", 120, 2.0),
+    ("l4", "chat", 120, 5.0),
+    ("a100-80gb", "chat", 120, 0.5),
+)
+ELSEWHERE_FLEETS = ((1, 1), (4, 1), (16, 1), (4, 3), (16, 3))  # replicas, CV
 
 
 @cache
@@ -83,6 +92,7 @@ def measure() -> Iterator[Row]:
     )
     yield Row("simulator/utilisation limit below what is simulated, worst", -min(errors), "of capacity")
     yield Row("simulator/utilisation limit, error, median", statistics.median(map(abs, errors)), "of capacity")
+    yield _elsewhere()
     for mix in MIXES:
         for number in REPLICAS:
             row = {c.cv: c for c in cells if (c.mix, c.replicas, c.percentile) == (mix, number, 99.0)}
@@ -142,6 +152,45 @@ def _cells(name: str, replicas: int, cv: int) -> Iterator[Cell]:
         bound = found.value if found is not None else 0.0
         fresh = run(model, mix, replicas, bound * whole, cv=cv, count=count, seed=2).attainment(SLO) if bound else 1.0
         yield Cell(name, replicas, cv, percentile, bound, low, fresh)
+
+
+def elsewhere() -> Iterator[tuple[str, float, float | None, float]]:
+    """Yield each case with its percentile, the limit (None: none is given) and what a run planned at it attains."""
+    for name, mix, ms, ttft in ELSEWHERE:
+        for replicas, cv in ELSEWHERE_FLEETS:
+            for percentile in (90.0, 99.0):
+                slo = Slo(percentile, timedelta(seconds=ttft), timedelta(milliseconds=ms))
+                able = [
+                    each
+                    for each in streams(mix)
+                    if mixture.serves(engine(name), slo, each.input_tokens, each.output_tokens)
+                ]
+                found = queueing.utilisation(engine(name), slo, able, replicas=replicas, dispersion=cv**2)
+                attained = 1.0
+                if found is not None:
+                    rate = found.value * replicas * _capacity_rate(engine(name), slo, able)
+                    count = 6_000 * (2 if cv > 1 else 1)
+                    attained = run(engine(name), able, replicas, rate, cv=cv, count=count, seed=8).attainment(slo)
+                yield (
+                    f"{name}, {mix}, {ms} ms, {ttft:g} s, {replicas} replicas, CV {cv}",
+                    percentile,
+                    None if found is None else found.value,
+                    attained,
+                )
+
+
+def _elsewhere() -> Row:
+    found = list(elsewhere())
+    kept = sum(attained >= percentile / 100 for _, percentile, _, attained in found)
+    broken = [f"{what}, p{p:g}: {100 * got:.1f} %" for what, p, _, got in found if got < p / 100]
+    return Row(
+        "simulator/utilisation limit: share of cells where the promise holds, other engines and promises",
+        100 * kept / len(found),
+        "%",
+        "100",
+        kept == len(found),
+        "; ".join(broken) or f"{len(found)} cells, {sum(limit is None for _, _, limit, _ in found)} promised nothing",
+    )
 
 
 def _held(cells: Sequence[Cell]) -> tuple[float, str, str, bool, str]:
