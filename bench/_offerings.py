@@ -1,9 +1,9 @@
 """Allocation problems of the size of a large operator, made of data sheets and chance; for bench/allocator.py.
 
 Synthetic: prices of 12 GPU classes as clouds ask for them, speeds of the order that a 7B model reaches, tensor-parallel
-sizes 1, 2, 4, ... of each, two markets, spot at 30 to 60 % of on-demand, quotas of 2 to 32 spot GPUs per class and
-zone, 100 arrival classes (10 input ranges x 10 output bounds), 20 % on-demand, and 80 % of the demand served after
-the loss of any zone's spot. With 4 zones these are 4 loss scenarios.
+sizes 1, 2, 4, 8 of each and pipelines of those, two markets, spot at 30 to 60 % of on-demand, quotas of 2 to 32 spot
+GPUs per class and zone, 100 arrival classes (10 input ranges x 10 output bounds), 20 % on-demand, and 80 % of the demand
+served after the loss of any zone's spot. With 4 zones these are 4 loss scenarios.
 """
 
 from __future__ import annotations
@@ -48,11 +48,12 @@ def large(shapes: int, zones: int, requests_per_second: float, seed: int = 0) ->
     for number in range(shapes):
         name = list(CLASSES)[-1 - number % len(CLASSES)]  # few shapes: those that serve the longest requests
         doubled = number // len(CLASSES)
-        gpus = 1 << doubled if doubled < 4 else doubled  # shapes beyond TP 8 stand for other engines' settings
+        tensor, pipeline = 1 << min(doubled, 3), max(1, doubled - 2)  # beyond 8 GPUs: pipelines of 2, 3, ... stages
+        gpus = tensor * pipeline
         used.append(name)
         usd, prefill, decode, kv = CLASSES[name]
         speed = gpus * 0.92**doubled * chance.uniform(0.9, 1.1)
-        shape = Shape(name, gpus)
+        shape = Shape(name, tensor, pipeline)
         throughput.append(_throughput(shape, prefill * speed, decode * speed, kv * gpus * 1.15**doubled))
         for zone in names:
             on_demand, spot = usd * gpus * chance.uniform(1, 1.05), usd * gpus * chance.uniform(0.3, 0.6)

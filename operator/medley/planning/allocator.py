@@ -19,14 +19,15 @@ from medley.core.errors import SolverError
 from medley.core.workload import Bucket
 from medley.planning import cover, programme
 from medley.planning.cover import Answer, Learnt
-from medley.planning.ilp import Row, Solved, Terms, Undecided, Unsolvable
-from medley.planning.problem import MICRODOLLARS, Allocation, AllocationProblem, Infeasible, Share
+from medley.planning.ilp import Solved, Terms, Undecided, Unsolvable
+from medley.planning.problem import EXACT, MICRODOLLARS, Allocation, AllocationProblem, Infeasible, Share
 from medley.planning.programme import Replicas
 from medley.planning.separation import Separation
 from medley.planning.shortage import shortage
 
 _SMALLEST_SHARE = 1e-4
 _OVERLOAD_TOLERANCE = 1e-3
+_SOON = 1e-2  # gap that is near enough where what is missing is missing now
 
 
 def allocate(problem: AllocationProblem) -> Allocation | Infeasible:
@@ -66,18 +67,14 @@ def extended(problem: AllocationProblem, learnt: Learnt | None = None) -> Alloca
     to the plans that may take away.
     """
     offered = {offering.key: offering.max_replicas for offering in problem.offerings}
-    kept = [
-        Row({Replicas(key): 1.0}, at_least=float(count if offered[key] is None else min(count, offered[key] or 0)))
+    kept = {
+        Replicas(key): float(count if offered[key] is None else min(count, offered[key] or 0))
         for key, count in problem.fleet
         if key in offered
-    ]
-    answer = cover.solved(problem, _objectives(problem), rows=kept, learnt=learnt)
-    found = _found(problem, answer)
-    if found is None:
-        return None
-    least = cover.bound(problem, programme.objective(problem), answer.learnt)
-    gap = max(0.0, (found.objective - least) / found.objective) if found.objective else 0.0
-    return replace(found, gap=gap, bound=least)
+    }
+    if (problem.solver_effort.relative_gap or 0.0) > EXACT:
+        problem = replace(problem, effort=replace(problem.effort, relative_gap=_SOON))
+    return _found(problem, cover.completed(problem, programme.objective(problem), kept, learnt or Learnt()))
 
 
 def cheapest(problem: AllocationProblem) -> Allocation | None:

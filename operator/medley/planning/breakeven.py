@@ -50,8 +50,8 @@ Breakeven = Never | NoRoom | Below
 def breakeven(problem: AllocationProblem, usd_per_hour: float, offerings: frozenset[OfferingKey]) -> Breakeven:
     """Return up to which factor on their prices some of `offerings` would be in the cheapest plan.
 
-    `usd_per_hour`: the price of the cheapest plan, which has none of them. The budget does not count: it is not what
-    speaks against an offering that is cheap enough.
+    `usd_per_hour`: the price of the cheapest plan with what interruptions are expected to cost; it has none of them.
+    The budget does not count: it is not what speaks against an offering that is cheap enough.
     """
     return _breakeven(replace(problem, fleet=(), change_usd=(), surcharge_usd=()), usd_per_hour, offerings)
 

@@ -125,13 +125,22 @@ def relaxation(problem: AllocationProblem, objective: Terms, learnt: Learnt) -> 
     )
 
 
-def bound(problem: AllocationProblem, objective: Terms, learnt: Learnt) -> float:
-    """Return what no plan's objective is below: that of the programme without whole numbers, by what is learnt."""
+def completed(problem: AllocationProblem, objective: Terms, kept: Terms, learnt: Learnt) -> Answer:
+    """Minimise with at least `kept`; the gap is that to what is least without it."""
     cover = Cover(problem, programme.scenarios(problem), soft=False, learnt=learnt)
+    if cover.separation.unservable:
+        return Answer(Unsolvable(), cover.learnt, cover.separation)
     model = Model(programme.built(problem))
     cover.begin(model)
-    found = model.minimise(model.costs(objective), problem.solver_effort, whole=False)
-    return found.objective if isinstance(found, Point) else 0.0
+    costs = model.costs(objective)
+    least = model.minimise(costs, problem.solver_effort, whole=False)
+    if not isinstance(least, Point):
+        return Answer(least, cover.learnt, cover.separation)
+    model.between(model.costs(kept), model.upper)
+    found = cover.minimised(model, costs)
+    if isinstance(found, Point):
+        found = replace(found, bound=least.objective)
+    return Answer(_named(model, found), cover.learnt, cover.separation)
 
 
 @overload

@@ -160,7 +160,8 @@ def _offers(
         return NotUsed(each.name, market, None, why, "; ".join(messages) or "the AcceleratorClass names no price")
     if isinstance(answer, Infeasible):
         return NotUsed(each.name, market, None, Why.NOT_NEEDED, "would not serve more of the demand within the bounds")
-    return _priced(each, market, offers, breakeven(question.problem, answer.usd_per_hour, keys))
+    usd_per_hour = answer.usd_per_hour + answer.interruptions_usd_per_hour
+    return _priced(each, market, offers, breakeven(question.problem, usd_per_hour, keys))
 
 
 def _priced(each: AcceleratorClass, market: Market | None, offers: Iterable[NodeOffer], found: Breakeven) -> NotUsed:

@@ -31,13 +31,9 @@ _WITHOUT_SOLUTION = frozenset({"kInfeasible", "kUnboundedOrInfeasible"})
 _LOST = "kUnknown"
 _INTEGER_TOLERANCE = 1e-4
 _EXACT = 1e-6  # relative: a bound this near is the solver's tolerance, not a gap
-# A linear programme is solved again and again from where it ended; presolving it takes longer than that.
-_OPTIONS: dict[str, bool | int | float | str] = {
-    "output_flag": False,
-    "presolve": "off",
-    "threads": 1,
-    "random_seed": 0,
-}
+_OPTIONS: dict[str, bool | int | float | str] = {"output_flag": False, "threads": 1, "random_seed": 0}
+# Below so many columns a linear programme is solved sooner than it is presolved.
+_FEW_COLUMNS = 1_000
 # With many integers HiGHS spends more time on smaller programmes that may hold a better plan than it saves by them.
 _MANY = 100
 _MANY_WHOLE: dict[str, bool | int | float | str] = {
@@ -185,6 +181,8 @@ class Model:
         self._highs: Any = highspy.Highs()  # type: ignore[no-untyped-call]
         for option, value in (_OPTIONS | (_MANY_WHOLE if np.count_nonzero(integer) >= _MANY else {})).items():
             self._highs.setOptionValue(option, value)
+        self._presolve = "off" if len(upper) < _FEW_COLUMNS else "choose"
+        self._highs.setOptionValue("presolve", self._presolve)
         self._highs.addVars(len(upper), np.zeros(len(upper)), upper)
         self._places = np.arange(len(upper), dtype=np.int32)
         self._costs: Numbers | None = None
@@ -268,7 +266,7 @@ class Model:
             highs.clearSolver()
             highs.setOptionValue("presolve", "on")
             highs.run()
-            highs.setOptionValue("presolve", "choose" if whole else "off")
+            highs.setOptionValue("presolve", "choose" if whole else self._presolve)
         return self._read(costs, whole=whole)
 
     def _read(self, costs: Numbers, *, whole: bool) -> Point | Unsolvable | Undecided:
@@ -297,7 +295,7 @@ class Model:
         if whole == self._whole:
             return
         kind = highspy.HighsVarType.kInteger if whole else highspy.HighsVarType.kContinuous
-        self._highs.setOptionValue("presolve", "choose" if whole else "off")
+        self._highs.setOptionValue("presolve", "choose" if whole else self._presolve)
         places = np.flatnonzero(self.integer).astype(np.int32)
         self._highs.changeColsIntegrality(len(places), places, np.full(len(places), kind.value, dtype=np.uint8))
         self._whole = whole

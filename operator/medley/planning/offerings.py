@@ -13,6 +13,7 @@ from enum import StrEnum
 from medley.core.accelerators import AcceleratorClass, Market, NodeOffer, Offering, OfferingKey, Shape
 from medley.core.errors import UnknownClassError
 from medley.core.service import SpotUse
+from medley.planning.changes import USUAL_COLD_START
 from medley.planning.problem import Cap
 
 
@@ -101,7 +102,13 @@ def on_offer(
                     out.append(OutOfQuestion(each.name, Why.UNAVAILABLE, message, shape, offer.market, offer.zone))
                 per_node = each.gpus_per_node // shape.gpus
                 offerings.append(
-                    Offering(key, offer.usd_per_node_hour / per_node, count, offer.interruptions_per_node_hour)
+                    Offering(
+                        key,
+                        offer.usd_per_node_hour / per_node,
+                        count,
+                        offer.interruptions_per_node_hour,
+                        USUAL_COLD_START,
+                    )
                 )
                 uses.append((key, 1 / per_node))
             if offer.max_nodes is not None and uses:
