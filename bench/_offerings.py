@@ -2,8 +2,8 @@
 
 Synthetic: prices of 12 GPU classes as clouds ask for them, speeds of the order that a 7B model reaches, tensor-parallel
 sizes 1, 2, 4, 8 of each and pipelines of those, two markets, spot at 30 to 60 % of on-demand, quotas of 2 to 32 spot
-GPUs per class and zone, 100 arrival classes (10 input ranges x 10 output bounds), 20 % on-demand, and 80 % of the demand
-served after the loss of any zone's spot. With 4 zones these are 4 loss scenarios.
+GPUs per class and zone, 100 arrival classes (10 input ranges x 10 output bounds), 20 % on-demand, and 80 % of the
+demand served after the loss of any zone's spot. With 4 zones these are 4 loss scenarios.
 """
 
 from __future__ import annotations
