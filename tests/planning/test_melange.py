@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from medley.core.accelerators import Shape
+from medley.core.accelerators import Market, Shape
 from medley.core.errors import InvalidInputError
+from medley.core.service import Limits
 from medley.core.workload import Demand
 from medley.planning.allocator import allocate
-from medley.planning.melange import SlicedAllocation, Unservable, sliced
+from medley.planning.melange import SlicedAllocation, Unservable, as_published, sliced
 from medley.planning.problem import Allocation
 from medley.testing.allocation import (
     GRID,
@@ -50,6 +52,13 @@ def test_answers_of_the_published_solver(example, requests_per_second, slices, a
     found = solved(example, requests_per_second, slices)
     assert isinstance(found, SlicedAllocation)
     assert (dict(found.replicas), found.usd_per_hour) == ({A10G: a10g, A100: a100}, usd)
+
+
+def test_a_problem_with_markets_and_bounds_is_what_the_paper_makes_of_it():
+    asked = melange(MELANGE_EXAMPLE, 30.0)
+    spot = tuple(replace(o, key=replace(o.key, market=Market.SPOT), usd_per_hour=9.0) for o in asked.offerings)
+    bounded = replace(asked, offerings=asked.offerings + spot, limits=Limits(max_replicas=1), utilisation=0.5)
+    assert as_published(bounded, slices=1) == solved(MELANGE_EXAMPLE, 30.0, 1)
 
 
 def test_every_slice_is_served_once():

@@ -1,6 +1,6 @@
 """The integer programme of the Mélange paper (arXiv 2404.14527, section 5), for comparison with the allocator.
 
-Called by tests and benchmarks. Every bucket is cut into `slices` equal parts, each served by one shape; capacity is one
+Called by tests, benchmarks and whoever asks what the paper would buy (`as_published`). Every bucket is cut into `slices` equal parts, each served by one shape; capacity is one
 replica's, unreduced; every shape can be bought without end at one price. The paper has one binary per slice and shape;
 here x[b][s] counts the slices of bucket b on shape s, which has the same optimum without the symmetry that makes a
 solver try every permutation of equal slices.
@@ -18,7 +18,7 @@ from medley.core.accelerators import Shape
 from medley.core.errors import InvalidInputError, SolverError
 from medley.core.workload import Bucket, Demand
 from medley.planning.ilp import Effort, Programme, Row, Solved, Undecided, Unsolvable, Variable, minimise
-from medley.planning.problem import MICRODOLLARS, ShapeThroughput
+from medley.planning.problem import MICRODOLLARS, AllocationProblem, ShapeThroughput
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,20 @@ def sliced(
             )
         case Unsolvable() | Undecided():
             raise SolverError("the sliced programme was not solved within the solver's limits")
+
+
+def as_published(problem: AllocationProblem, *, slices: int = 8) -> SlicedAllocation | Unservable:
+    """Return what the paper's programme makes of a problem: `mode: melange`.
+
+    Every shape at the lowest price that it is offered at, without end; no spot loss, cap, bound or utilisation, and of
+    what bounds a replica only requests/s measured alone.
+    """
+    prices: dict[Shape, float] = {}
+    for offering in problem.offerings:
+        shape = offering.key.shape
+        if shape in problem.rates:
+            prices[shape] = min(offering.usd_per_hour, prices.get(shape, math.inf))
+    return sliced(problem.demand, problem.throughput, prices, slices=slices, effort=problem.effort)
 
 
 def _programme(
