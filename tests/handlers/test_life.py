@@ -277,3 +277,23 @@ async def test_without_karpenter_the_remedy_is_said(here, plane):
         from tests.handlers.conftest import with_karpenter
 
         with_karpenter(plane)
+
+
+async def test_services_share_what_a_class_caps_by_priority(here):
+    zones = [{"name": "a", "perHour": "1.00", "spotPerHour": "0.40", "maxNodes": 0, "maxSpotNodes": 3}]
+    await here.apply(class_manifest(zones=zones), profile_manifest(), service_manifest(), service_manifest("other"))
+    await here.settle(passes=6)
+    assert (await here.condition("Ready"))[0] == "True"
+    await here.settle("other", passes=4)
+    truth, reason, message = await here.condition("PlanFeasible", "other")
+    assert (truth, reason) == ("False", "CapacityCapped")
+    assert f"nodes of l4, spot, a, of 3 {here.namespace}/chat takes 2 (1)" in message
+    assert {name for name in await here.pods() if name.startswith("other-")} == {"other-l4-s-a-0"}
+    # The other becomes more important: this one lets go first, then there is room.
+    await here.apply(service_manifest("other", priority=10))
+    for _ in range(6):
+        await here.pass_over("chat")
+        await here.pass_over("other")
+    assert (await here.condition("PlanFeasible", "other"))[0] == "True"
+    assert f"{here.namespace}/other takes 2" in (await here.condition("PlanFeasible"))[2]
+    assert sorted(name.split("-")[0] for name in await here.pods()) == ["chat", "other", "other"]
