@@ -1,9 +1,9 @@
 """The integer programme of the Mélange paper (arXiv 2404.14527, section 5), for comparison with the allocator.
 
-Called by tests, benchmarks and whoever asks what the paper would buy (`as_published`). Every bucket is cut into `slices` equal parts, each served by one shape; capacity is one
-replica's, unreduced; every shape can be bought without end at one price. The paper has one binary per slice and shape;
-here x[b][s] counts the slices of bucket b on shape s, which has the same optimum without the symmetry that makes a
-solver try every permutation of equal slices.
+Called by tests, benchmarks and whoever asks what the paper would buy (`as_published`). Every bucket is cut into
+`slices` equal parts, each served by one shape; capacity is one replica's, unreduced; every shape can be bought without
+end at one price. The paper has one binary per slice and shape; here x[b][s] counts the slices of bucket b on shape s,
+which has the same optimum without the symmetry that makes a solver try every permutation of equal slices.
 
     min sum_s c_s y_s   s.t.   sum_s x_bs = slices    sum_b x_bs l_b / (slices m_sb) <= y_s    x, y whole
 """
