@@ -35,7 +35,7 @@ _OPTIONS: dict[str, bool | int | float | str] = {"output_flag": False, "threads"
 # Below so many columns a linear programme is solved sooner than it is presolved.
 _FEW_COLUMNS = 1_000
 # With many integers HiGHS spends more time on smaller programmes that may hold a better plan than it saves by them.
-_MANY = 100
+_MANY = 61
 _MANY_WHOLE: dict[str, bool | int | float | str] = {
     "mip_heuristic_effort": 0.0,
     "mip_heuristic_run_rins": False,
