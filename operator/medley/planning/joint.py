@@ -65,7 +65,7 @@ class Joint:
     """Plans that fit together.
 
     `usd_per_hour`: their objectives together, with interruptions and changes; no plans that meet all services cost less
-    than `bound`. `prices`: what one more of a quota would save, in USD per hour; quotas without a price are left out.
+    than `bound`. `prices` of quotas, in USD per hour and unit, at which the bound was found; those of 0 are left out.
     """
 
     answers: tuple[tuple[str, Answer], ...]
@@ -114,7 +114,7 @@ def together(
     `sharers`: in the order in which equal priorities are served where not all can be. `shared`: a budget is a cap whose
     uses are prices. What is returned depends on nothing but the arguments.
     """
-    search = _Search(tuple(sharers), tuple(shared))
+    search = _Search(tuple(sharers), tuple(shared), wanted_gap)
     prices = np.zeros(len(search.shared))
     plans = search.priced(prices)
     if search.fit(plans):
@@ -123,6 +123,8 @@ def together(
     search.offer(search.in_turn(prices))
     idle = 0
     for number in range(rounds):
+        if search.near or idle == _IDLE:
+            break
         known = search.known
         newest = search.mixed()
         prices = best_prices + (1.0 if idle else _STEP) * (newest - best_prices)
@@ -133,12 +135,10 @@ def together(
         if search.fit(plans):
             search.offer(plans)
         search.choose()
-        if search.gap > wanted_gap:
+        if not search.near:
             # Whoever plans later fills what is left, so everybody comes last once.
             search.offer(search.in_turn(prices, number + 1))
         idle = idle + 1 if search.known == known else 0
-        if search.gap <= wanted_gap or idle == _IDLE:
-            break
     if search.best is None:
         # Not all can be met: the prices keep those that come first from what those that follow need more.
         in_turn = [search.short(each) for each in (best_prices, np.zeros_like(prices))]
@@ -166,10 +166,11 @@ class _Plan:
 class _Search:
     """The plans found so far, the best that fit together, and the bound."""
 
-    def __init__(self, sharers: tuple[Sharer, ...], shared: tuple[Cap, ...]) -> None:
+    def __init__(self, sharers: tuple[Sharer, ...], shared: tuple[Cap, ...], wanted_gap: float) -> None:
         if len({each.name for each in sharers}) < len(sharers):
             raise InvalidInputError("services", "one is named twice")
         self.sharers = sharers
+        self._wanted_gap = wanted_gap
         self.shared = shared
         self.limits = np.array([cap.at_most for cap in shared], dtype=float)
         self.uses = [dict(cap.uses) for cap in shared]
@@ -185,11 +186,12 @@ class _Search:
         self._over = np.array([_OVER * dearest / use for use in least])
 
     @property
-    def gap(self) -> float:
+    def near(self) -> bool:
+        """Whether the best plans are as near to the bound as is wanted."""
         if self.best is None:
-            return math.inf
+            return False
         cost = _cost(self.best)
-        return max(cost - self.bound, 0.0) / cost if cost else 0.0
+        return cost - self.bound <= self._wanted_gap * cost
 
     @property
     def known(self) -> int:
@@ -216,10 +218,14 @@ class _Search:
         return bool((_taken(plans, len(self.limits)) <= self.limits + _FITS).all())
 
     def offer(self, plans: list[_Plan] | None) -> None:
-        """Take plans for the best if they fit together and, once each has planned again, cost less."""
-        if plans is not None and self.fit(plans):
+        """Take plans for the best if they fit together and cost less, where need be after each has planned again."""
+        if plans is None or not self.fit(plans):
+            return
+        if self.best is None or _cost(plans) < _cost(self.best):
+            self.best = plans
+        if not self.near:
             plans = self._polished(plans)
-            if self.best is None or _cost(plans) < _cost(self.best):
+            if _cost(plans) < _cost(self.best):
                 self.best = plans
 
     def in_turn(self, prices: Numbers, first: int = 0) -> list[_Plan] | None:
