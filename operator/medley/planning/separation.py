@@ -67,13 +67,15 @@ class Separation:
         names = [(s, name, row) for s, shape in enumerate(self.shapes) for name, row in problem.rows[shape]]
         able = np.zeros((len(self.shapes), len(demand)), dtype=bool)
         loads = np.zeros((len(names), len(demand)))
-        for number, rates in enumerate(problem.rates.values()):
-            able[number, [column for b in rates if (column := place.get(b)) is not None]] = True
-        for number, (_, _, row) in enumerate(names):
+        for number, (s, _, row) in enumerate(names):
             entries = [(column, load) for b, load in row.items() if (column := place.get(b)) is not None]
-            if entries:
-                columns, values = zip(*entries, strict=True)
-                loads[number, columns] = values
+            columns, values = zip(*entries, strict=True) if entries else ((), ())
+            loads[number, columns] = values
+            if len(row) == len(problem.rates[self.shapes[s]]):  # the same sizes: no need to look them up again
+                able[s, columns] = True
+        for s, rates in enumerate(problem.rates.values()):
+            if not able[s].any():
+                able[s, [column for b in rates if (column := place.get(b)) is not None]] = True
         served: npt.NDArray[np.bool_] = np.any(able, axis=0)
         self.unservable = tuple(bucket for (bucket, _), some in zip(demand, served, strict=True) if not some)
         self.buckets = tuple(bucket for (bucket, _), some in zip(demand, served, strict=True) if some)
@@ -140,7 +142,7 @@ class Separation:
 
         `whole`: replicas are, so that a shape without any serves nothing, however small the load.
         """
-        if not self.buckets:
+        if not self.buckets or self._one_serves(capacity, served):
             return None
         if self._model is None:
             # min sum_s price_s missing_s: every bucket served, no shape loaded beyond capacity + missing
@@ -164,6 +166,14 @@ class Separation:
         absent = capacity <= _NO_CAPACITY
         hidden = absent[shape] & (found.values[:flows] > _HIDDEN * served[bucket])
         return self._seen(self._model, absent, capacity, served) if whole and hidden.any() else None
+
+    def _one_serves(self, capacity: Numbers, served: Numbers) -> bool:
+        """Say whether capacity is of one shape, and serves: where no programme is needed to know."""
+        if np.count_nonzero(capacity) != 1:
+            return False
+        only = int(np.argmax(capacity))
+        busiest = (self.loads @ served)[self.shape_of_row == only].max()
+        return bool(self.able[only].all() and busiest <= capacity[only])
 
     def _seen(self, model: Model, absent: npt.NDArray[np.bool_], capacity: Numbers, served: Numbers) -> Cut | None:
         """Return the inequality that loads below the solver's tolerance hide on shapes without replicas."""
