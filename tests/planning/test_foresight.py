@@ -46,7 +46,7 @@ def serves(fleets: Ladder, schedule, demand) -> bool:
 def test_a_noisy_day_takes_at_most_twelve_changes_and_costs_little_more_than_in_hindsight(fleets, seed):
     week, today = [day(1000 * seed + number) for number in range(WEEK)], day(seed)
     best = hindsight(fleets, today, HOURS, most_changes=CHANGES_PER_DAY)
-    found = followed(fleets, week, today, look=10)
+    found = followed(fleets, week, today, look=5)
     assert serves(fleets, best, today)
     assert serves(fleets, found, today)
     assert found.changes <= CHANGES_PER_DAY
@@ -58,7 +58,7 @@ def test_so_does_a_day_of_the_azure_hours_sizes(data):
     sizes = azure_hour(data / "requests" / "azure" / "AzureLLMInferenceTrace_conv.csv")
     fleets = ladder(at_night(2.0, sizes), 0.85, 3.5)
     week, today = [day(4000 + number) for number in range(WEEK)], day(4)
-    found = followed(fleets, week, today, look=10)
+    found = followed(fleets, week, today, look=5)
     assert serves(fleets, found, today)
     assert found.changes <= CHANGES_PER_DAY
     assert found.usd <= WITHIN * hindsight(fleets, today, HOURS, most_changes=CHANGES_PER_DAY).usd
@@ -66,7 +66,7 @@ def test_so_does_a_day_of_the_azure_hours_sizes(data):
 
 def test_a_first_day_is_served_without_flapping_at_a_price(fleets):
     today = day(5)
-    found = followed(fleets, (), today, look=10)
+    found = followed(fleets, (), today, look=5)
     assert serves(fleets, found, today)
     assert found.changes <= CHANGES_PER_DAY
     assert found.usd <= 1.2 * hindsight(fleets, today, HOURS, most_changes=CHANGES_PER_DAY).usd
@@ -74,9 +74,9 @@ def test_a_first_day_is_served_without_flapping_at_a_price(fleets):
 
 def test_noise_alone_changes_nothing_for_long(fleets):
     flat = day(6, ratio=1.0)
-    assert followed(fleets, (), flat, look=10).changes == 0
+    assert followed(fleets, (), flat, look=5).changes == 0
     week = [day(6000 + number, ratio=1.0) for number in range(WEEK)]
-    assert followed(fleets, week, flat, look=10).changes <= 1
+    assert followed(fleets, week, flat, look=5).changes <= 1
 
 
 def test_every_rung_is_the_cheapest_for_what_it_serves_and_no_more(fleets):
