@@ -132,7 +132,7 @@ async def test_the_manifest_is_one_that_medley_reads(tmp_path: Path, capsys):
     assert (code, capsys.readouterr().out) == (0, text)
     found = profile(read_performance_profile(yaml.safe_load(text)))
     assert (found.name, found.model, str(found.shape)) == ("model-l4-tp2", "acme/model", "l4-tp2")
-    assert (found.source, found.confidence) == (ProfileSource.MEASURED, Confidence.MEDIUM)
+    assert (found.source, found.confidence) == (ProfileSource.MEASURED, Confidence.LOW)
     assert (found.max_model_len, found.max_running) == (4096, 8)
     assert [(point.input_tokens, point.output_tokens, point.requests_per_second) for point in found.points] == [
         (30, 4, 50.0),

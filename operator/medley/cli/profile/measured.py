@@ -29,7 +29,8 @@ from medley.core.profiles import Confidence, ProfileSource
 from medley.planning.measuring import Cell, Outcome, next_rate, outcome
 
 _MOST_RATES = 24  # of one size: 1.5 ** 24 is a factor of 17,000
-_SURE = 400  # requests per point from which its 99.5th percentile is more than luck
+# Requests per point from which its 99.5th percentile, and its 95th, are more than luck.
+_SURE, _FAIR = 400, 100
 _TABLE_PERCENTILES = (50.0, 99.0)
 
 
@@ -93,7 +94,7 @@ async def _run(asked: Asked, console: Console) -> int:
         subject,
         ProfileSource.MEASURED,
         measured_at=state.last_at,
-        confidence=Confidence.HIGH if asked.effort.requests >= _SURE else Confidence.MEDIUM,
+        confidence=_confidence(asked.effort.requests),
         points=points,
     )
     sys.stdout.write(written(document, asked.out, note=_note(asked, url, held)))
@@ -163,6 +164,10 @@ def _about(asked: Asked, served_as: str) -> Mapping[str, Any]:
         "seed": asked.effort.seed,
         "tokenIds": list(asked.token_ids),
     }
+
+
+def _confidence(requests: int) -> Confidence:
+    return Confidence.HIGH if requests >= _SURE else Confidence.MEDIUM if requests >= _FAIR else Confidence.LOW
 
 
 def _note(asked: Asked, url: str, held: int | None) -> str:
