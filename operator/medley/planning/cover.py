@@ -212,14 +212,17 @@ class Cover:
 
         It is what small loads need: the solver would not miss a replica for a load below its tolerance.
         """
-        able, kind = np.unique(self.separation.able, axis=1, return_inverse=True)
+        alike: dict[bytes, list[int]] = {}
+        columns = np.ascontiguousarray(self.separation.able.T)
+        for number, column in enumerate(columns):
+            alike.setdefault(column.tobytes(), []).append(number)
         for number, usable in enumerate(self._usable):
-            for each, column in enumerate(able.T):
-                there = self._columns[(usable > 0) & column[self._shape]]
+            for buckets in alike.values():
+                there = self._columns[(usable > 0) & columns[buckets[0]][self._shape]]
                 if not self._soft:
                     _at_least_one(model, there, np.ones(len(there)))
                     continue
-                for place in self._unmet[number][kind.ravel() == each]:
+                for place in self._unmet[number][buckets]:
                     unmet = 1 / self.scenarios[number].fraction
                     places = np.append(there, place)
                     _at_least_one(model, places, np.append(np.ones(len(there)), unmet))
