@@ -30,7 +30,7 @@ from medley.planning.problem import Allocation, AllocationProblem, Cap, Infeasib
 
 WANTED_GAP = 0.01
 ROUNDS = 12
-# How far prices go from those of the best bound so far towards the newest: whole steps swing to and fro.
+# How far prices go from those of the best bound so far towards the newest: whole steps swing back and forth.
 _STEP = 0.6
 _FITS = 1e-6
 # Rounds without any plan that was not known end the search.
