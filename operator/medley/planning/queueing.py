@@ -223,19 +223,34 @@ def _ttft_missed(state: _State, bound_s: float, inputs: float) -> float:
     left = bound_s - own
     if left <= 0:
         return 1.0
-    return _waits(busy, per_token * of.inputs, state.arrivals, of.inputs_variance / of.inputs**2, left)
+    # Who comes before its last step starts shares that step, and makes it longer.
+    last = inputs - room * (math.ceil(inputs / room) - 1)
+    sharing = min(1.0, of.rate * (own - model.per_prefill_token_s * last))
+    ahead = _waits(busy, per_token * of.inputs, state.arrivals, of.inputs_variance / of.inputs**2, left)
+    behind = _waits(
+        busy, per_token * of.inputs, state.arrivals, of.inputs_variance / of.inputs**2, left, waiting=sharing
+    )
+    return min(1.0, ahead + behind)
 
 
-def _waits(busy: float, service_s: float, arrivals: float, services: float, longer_s: float) -> float:
-    """Return P(wait > longer_s) of a queue G/G/1: probability of waiting (Whitt 1983, QNA) and Kingman's decay.
-
-    `arrivals`, `services`: squared coefficients of variation.
-    """
+def _waiting(busy: float, arrivals: float, services: float) -> float:
+    """Return P(wait > 0) of a queue G/G/1 (Whitt 1983, QNA)."""
     if arrivals >= 1:
         part = 4 * busy / (arrivals + busy**2 * (4 * arrivals + services))
     else:
         part = (1 + arrivals + busy * services) / (1 + busy * (services - 1) + busy**2 * (4 * arrivals + services))
-    waiting = min(1.0, max(0.0, busy + (arrivals - 1) * busy * (1 - busy) * part))
+    return min(1.0, max(0.0, busy + (arrivals - 1) * busy * (1 - busy) * part))
+
+
+def _waits(
+    busy: float, service_s: float, arrivals: float, services: float, longer_s: float, *, waiting: float | None = None
+) -> float:
+    """Return P(wait > longer_s) of a queue G/G/1: probability of waiting (Whitt 1983, QNA) and Kingman's decay.
+
+    `arrivals`, `services`: squared coefficients of variation; `waiting`: that probability, where it is known.
+    """
+    if waiting is None:
+        waiting = _waiting(busy, arrivals, services)
     scale_s = service_s * (arrivals + services) / (2 * (1 - busy))
     return waiting * math.exp(-longer_s / scale_s) if scale_s > 0 else 0.0
 
