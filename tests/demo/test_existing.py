@@ -278,6 +278,22 @@ async def test_an_engine_whose_processes_cannot_be_reached_loses_its_pod_and_it_
     plane.kubectl("delete", "node", "plain")
 
 
+async def test_where_processes_are_not_the_engines_alone_none_is_killed(plane, cluster):
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "engine", "namespace": "default"},
+        "spec": {"nodeName": "plain", "hostPID": True, "containers": [{"name": "engine", "image": "none:1"}]},
+    }
+    plane.kubectl("create", "-f", "-", stdin=yaml.safe_dump_all([node("plain"), pod]))
+    taking = Taking(cluster, "default")
+    await taking.begin(pod, 0)
+    assert names(plane, "pods") == []
+    said = "engine shares its processes' namespace, so none was killed; only its pod was deleted."
+    assert taking.remarks == [said]
+    plane.kubectl("delete", "node", "plain")
+
+
 async def test_one_engine_is_too_few_to_take_one_away(environment):
     place = await Existing.open(environment, print)
     with pytest.raises(PlaceError, match=r"team/chat has 0 Ready engine\(s\), and one is to be taken away"):

@@ -52,4 +52,4 @@ async def test_it_is_known_when_it_ended_and_why_however_many_connections_it_tol
         await forward._drain
         assert forward._process is not None
         await forward._process.wait()
-        assert forward.ended == "Forwarding from 127.0.0.1:40123 -> 8080 | error: lost connection to pod"
+        assert forward.ended == "error: lost connection to pod"
