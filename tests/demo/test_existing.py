@@ -1,6 +1,7 @@
 """The demo in somebody's cluster: what it touches, and what it leaves, on a real API server."""
 
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,8 @@ def plane():
 
 
 @pytest.fixture
-def environment(plane, tmp_path):
+def environment(plane, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # a run that "was killed" leaves its kubeconfig
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "kubectl").symlink_to(paths.program(KUBERNETES_TOOL, "kubectl"))
