@@ -77,6 +77,6 @@ class Forward:
         assert self._process is not None
         assert self._process.stdout is not None
         line = (await self._process.stdout.readline()).decode(errors="replace")
-        if line and not line.startswith("Handling connection"):
+        if line and not line.startswith(("Forwarding from", "Handling connection")):
             self._said.append(line.strip())
         return line

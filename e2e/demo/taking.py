@@ -15,7 +15,9 @@ from e2e.demo.cluster import Cluster, CommandError
 
 TAINT, TAINT_VALUE = "karpenter.sh/disrupted", "medley-demo"
 NODE_CLAIMS = "nodeclaims.karpenter.sh"
-KILL_ALL = "kill -9 -1"  # all but itself and process 1, the supervisor, which nothing within the container can kill
+# All that the container has but the shell itself and process 1, the supervisor, which nothing in there can kill.
+# Only for a container with a process namespace of its own: elsewhere these are others' processes.
+KILL_ALL = "kill -9 -1"
 _KILLED = "exit code 137"  # of the shell that we sent, too: it is done
 
 
@@ -76,14 +78,24 @@ class Taking:
 
     async def _kill(self, pod: str) -> None:
         where = ("--namespace", self._namespace)
-        if not await self._cluster.kubectl("get", "pod", pod, *where, "--ignore-not-found", "-o", "name"):
+        found = await self._cluster.find(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod, "namespace": self._namespace}}
+        )
+        if found is None:
             self.remarks.append(f"{pod} had left before its notice ended.")
             return
-        try:
-            await self._cluster.kubectl("exec", pod, *where, "--container", "engine", "--", "sh", "-c", KILL_ALL)
-        except CommandError as error:
-            if _KILLED not in str(error):
-                self.remarks.append(f"The processes of {pod} could not be killed ({error}); only its pod was deleted.")
+        if any(found["spec"].get(shared) for shared in ("hostPID", "shareProcessNamespace")):
+            self.remarks.append(f"{pod} shares its processes' namespace, so none was killed; only its pod was deleted.")
+        else:
+            await self._kill_processes(pod)
         await self._cluster.kubectl(
             "delete", "pod", pod, *where, "--grace-period=0", "--force", "--wait=false", "--ignore-not-found"
         )
+
+    async def _kill_processes(self, pod: str) -> None:
+        shell = ("--container", "engine", "--", "sh", "-c", KILL_ALL)
+        try:
+            await self._cluster.kubectl("exec", pod, "--namespace", self._namespace, *shell)
+        except CommandError as error:
+            if _KILLED not in str(error):
+                self.remarks.append(f"The processes of {pod} could not be killed ({error}); only its pod was deleted.")

@@ -143,6 +143,13 @@ def test_node(shown, expected):
     assert found == (None if expected is None else Notice("n", *expected))
 
 
+def test_a_silent_kubelet_means_nothing_where_something_on_the_node_answers():
+    silent = node(ready=("Unknown", "NodeStatusUnknown"))
+    assert notices_of_node(silent, NOW, heard=True) is None
+    tainted = node(taints=[DISRUPTED], ready=("Unknown", "NodeStatusUnknown"))
+    assert notices_of_node(tainted, NOW, heard=True).source is NoticeSource.KARPENTER_TAINT
+
+
 @pytest.mark.parametrize("provider", [("azure:///x", 30), ("gce://p/z/n", 15), ("", 30)])
 def test_each_cloud_has_its_notice_time(provider):
     name, seconds = provider

@@ -1,6 +1,7 @@
 """The demo in somebody's cluster: what it touches, and what it leaves, on a real API server."""
 
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,14 @@ import yaml
 
 from e2e.demo import existing, manifests
 from e2e.demo.cluster import Cluster
-from e2e.demo.existing import MARK, Existing
+from e2e.demo.existing import MARK, SYSTEM, Existing
 from e2e.demo.place import PlaceError
 from e2e.demo.taking import TAINT, Taking
 from e2e.stage import paths
 from e2e.stage.apiserver import ControlPlane
-from e2e.stage.versions import KUBERNETES_TOOL
+from e2e.stage.build import build
+from e2e.stage.progress import Board
+from e2e.stage.versions import HELM_TOOL, KUBERNETES_TOOL
 
 pytestmark = pytest.mark.apiserver
 
@@ -59,7 +62,8 @@ def plane():
 
 
 @pytest.fixture
-def environment(plane, tmp_path):
+def environment(plane, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # a run that "was killed" leaves its kubeconfig
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "kubectl").symlink_to(paths.program(KUBERNETES_TOOL, "kubectl"))
@@ -94,6 +98,48 @@ def everything(plane):
     kinds = "namespaces,crd,acceleratorclasses,performanceprofiles,llmservices,secrets,nodes,nodeclaims"
     rows = "{range .items[*]}{.kind}/{.metadata.name} {.metadata.resourceVersion}{'\\n'}{end}".replace("'", '"')
     return sorted(plane.kubectl("get", kinds, "-A", "-o", f"jsonpath={rows}").splitlines())
+
+
+@pytest.fixture
+def real_helm(environment):
+    """Helm, but for waiting for pods: no node runs them here."""
+    build((HELM_TOOL,), Board())
+    script = (
+        '#!/bin/sh\nfor each; do shift; [ "$each" = --wait ] || set -- "$@" "$each"; done\n'
+        'case "$*" in *uninstall*) set -- "$@" --no-hooks;; esac\n'
+        f'exec {paths.program(HELM_TOOL, "helm")} "$@"\n'
+    )
+    (Path(environment["PATH"]) / "helm").write_text(script)
+    return environment | {"IMAGE_REGISTRY": "registry.example", "IMAGE_TAG": "1"}
+
+
+async def test_medley_that_came_with_the_demo_goes_with_it(plane, real_helm):
+    """The chart's real objects; that its pods run is for the stage to show."""
+    kinds = "clusterroles,clusterrolebindings"
+    crds = plane.kubectl("get", "crd", "-o", "name").split()
+    plane.kubectl("delete", "deployment", "medley-operator")
+    plane.kubectl("delete", *(each for each in crds if each.endswith("medley.dev")))
+    before, roles = everything_but_ours(plane), names(plane, kinds)
+    place = await Existing.open(real_helm, print)
+    await place.install()
+    deployed = yaml.safe_load(plane.kubectl("get", "deployment", "medley-operator", "-n", SYSTEM, "-o", "json"))
+    assert deployed["spec"]["template"]["spec"]["containers"][0]["image"] == "registry.example/medley-operator:1"
+    await place.apply()
+    assert names(plane, "llmservices") == ["chat"]
+    again = await Existing.open(real_helm, print)  # as if the first run had been killed here
+    await again.install()
+    await again.apply()
+    await again.take_down()
+    assert everything_but_ours(plane) == before
+    assert names(plane, kinds) == roles
+    place.cluster.kubeconfig.unlink()
+    plane.apply(ROOT / "crds")
+    plane.kubectl("create", "-f", "-", stdin=yaml.safe_dump(operator_deployment()))
+
+
+def everything_but_ours(plane):
+    kinds = "namespaces,crd,secrets,nodes,nodeclaims"
+    return sorted(plane.kubectl("get", kinds, "-A", "-o", "name").split())
 
 
 def names(plane, kind):
@@ -231,6 +277,22 @@ async def test_an_engine_whose_processes_cannot_be_reached_loses_its_pod_and_it_
     await taking.begin(pod, 0)
     assert names(plane, "pods") == []
     assert [bool(re.match("The processes of engine could not be killed", each)) for each in taking.remarks] == [True]
+    plane.kubectl("delete", "node", "plain")
+
+
+async def test_where_processes_are_not_the_engines_alone_none_is_killed(plane, cluster):
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "engine", "namespace": "default"},
+        "spec": {"nodeName": "plain", "hostPID": True, "containers": [{"name": "engine", "image": "none:1"}]},
+    }
+    plane.kubectl("create", "-f", "-", stdin=yaml.safe_dump_all([node("plain"), pod]))
+    taking = Taking(cluster, "default")
+    await taking.begin(pod, 0)
+    assert names(plane, "pods") == []
+    said = "engine shares its processes' namespace, so none was killed; only its pod was deleted."
+    assert taking.remarks == [said]
     plane.kubectl("delete", "node", "plain")
 
 

@@ -27,7 +27,7 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "HF_HUB_OFFLINE": "1",
     "MEDLEY_STALL_LIMIT": "60",  # other engines may run on this machine
-    "MEDLEY_GRACE": "30",
+    "MEDLEY_GRACE": "120",
 }
 PROMPT = [(7 * i * i + 13 * i + 5) % 500 + 3 for i in range(150)]
 

@@ -110,6 +110,27 @@ async def test_a_notice_is_answered_in_the_same_pass(here):
     assert sample("medley_notices_total", {"source": "KarpenterTaint", "cause": "Unknown"}) == 1
 
 
+SILENT = [{"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"}]
+
+
+async def test_a_node_that_only_the_api_server_does_not_hear_keeps_its_engine(here):
+    """As after an outage of the API server: the node controller calls nodes and pods not ready, the engines serve."""
+    await served(here)
+    pods = await here.pods()
+    for name, pod in pods.items():
+        since = "2026-01-01T00:00:00Z"
+        conditions = [{**each, "lastTransitionTime": since} for each in SILENT]
+        await here.patch_status(NODE, here.machines[name], {"conditions": conditions})
+        probes = [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]
+        await here.patch_status(POD, name, {**pod["status"], "conditions": probes}, here.namespace)
+    for _ in range(3):
+        await here.reconciler.reconcile((here.namespace, "chat"))
+    assert {name: pod["metadata"]["uid"] for name, pod in (await here.pods()).items()} == {
+        name: pod["metadata"]["uid"] for name, pod in pods.items()
+    }
+    assert (await here.service())["status"]["replicas"]["ready"] == 2
+
+
 async def test_a_machine_that_vanished_takes_its_pod_along(here):
     await served(here)
     await here.lose("chat-l4-s-a-0")

@@ -49,6 +49,24 @@ async def test_one_key_is_worked_on_by_one_worker_and_again_if_it_came_meanwhile
     assert (most, passes) == (1, 2)
 
 
+async def test_a_key_that_never_rests_has_to_wait(monkeypatch):
+    monkeypatch.setattr(work, "MOST_PASSES", 5)
+    monkeypatch.setattr(work, "WINDOW_SECONDS", 3600.0)
+    queue, seen = WorkQueue(), []
+
+    async def handle(key):
+        seen.append(key)
+        queue.add(key)
+        return 0.0
+
+    queue.add("a")
+    await drained(queue, handle)
+    assert seen == ["a"] * 5
+    queue.add("b")
+    await drained(queue, handle)
+    assert seen == ["a"] * 5 + ["b"] * 5
+
+
 async def test_a_pass_that_fails_is_tried_again_later_and_later():
     queue, delays = WorkQueue(), []
     add = queue.add

@@ -149,6 +149,20 @@ def test_a_silent_node_is_given_half_a_minute(age, forced):
     assert actions == (LaunchEngine("chat-l4-s-a-1", A), *((burial,) if forced else ()))
 
 
+def test_a_scheduler_that_keeps_to_a_silent_node_makes_one_successor_and_no_more():
+    """When all nodes are NotReady they are not tainted, and what replaces a replica lands where it was."""
+    fleet = {each.name: each for each in (replica(A, 0, node="n", created_at=OLD),)}
+    silent = Notice("n", NOW - timedelta(seconds=40), NoticeSource.NODE_NOT_READY, Cause.FAILED)
+    made, now = [], NOW
+    for _ in range(20):
+        actions = changes(seen(*fleet.values(), notices=(silent,)), {A: 1}, now)
+        made += [action.name for action in actions if isinstance(action, LaunchEngine)]
+        now += STEP
+        fleet = {name: replace(each, node="n") for name, each in stepped(fleet, actions, now).items()}
+    assert made == ["chat-l4-s-a-1"]
+    assert list(fleet) == made
+
+
 def test_names_fit_a_dns_label_and_differ():
     long = OfferingKey(Shape("a" * 40, 8, 2), Market.ON_DEMAND, "europe-west1-b.local")
     names = {pod_name("s" * 63, long, n) for n in range(20)}

@@ -57,16 +57,34 @@ NOT_READY = {
     ("pods", "nodes", "leaves_in"),
     [
         pytest.param(pod(), {"n": TAINTED}, 30, id="Karpenter's taint"),
-        pytest.param(pod(), {"n": NOT_READY}, -10, id="node not ready: it already went"),
+        pytest.param(pod(), {"n": NOT_READY}, None, id="node not ready: its streams tell whether it lives"),
         pytest.param(pod(), {}, 0, id="node gone"),
         pytest.param(pod(), None, None, id="nodes not listed yet: unknown is not gone"),
         pytest.param(pod(deleted="2026-01-01T00:00:25Z"), {"n": node()}, 25, id="pod being deleted"),
-        pytest.param(pod(deleted="2026-01-01T00:00:25Z"), {"n": NOT_READY}, -10, id="the earlier deadline counts"),
+        pytest.param(pod(deleted="2026-01-01T00:00:40Z"), {"n": TAINTED}, 30, id="the earlier deadline counts"),
     ],
 )
 def test_notices_are_read_from_pods_and_nodes(pods, nodes, leaves_in):
     leaves_at = None if leaves_in is None else NOW + timedelta(seconds=leaves_in)
     assert view([pods], nodes).replicas["p"].leaves_at == leaves_at
+
+
+@pytest.mark.parametrize(
+    ("nodes", "silent"),
+    [({"n": NOT_READY}, True), ({"n": node()}, False), ({}, False), (None, False)],
+    ids=["not ready", "ready", "gone", "not listed yet"],
+)
+def test_a_node_that_is_not_ready_is_silent(nodes, silent):
+    assert view([pod()], nodes).replicas["p"].silent is silent
+
+
+def test_the_kubelets_own_word_makes_a_pod_ready():
+    said = [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]
+    shown = pod()
+    shown["status"]["conditions"] = said
+    assert view([shown], None).replicas["p"].ready
+    shown["spec"]["readinessGates"] = [{"conditionType": "example.com/gate"}]
+    assert not view([shown], None).replicas["p"].ready
 
 
 @pytest.mark.parametrize(

@@ -62,12 +62,22 @@ def test_the_replica_with_the_least_to_do_is_taken():
 
 @pytest.mark.parametrize(
     "other",
-    [replica("b", ready=False), leaving("b", 60), replica("b", max_running=0)],
-    ids=["not ready", "leaving", "full"],
+    [replica("b", ready=False), leaving("b", 60), leaving("b", 60, silent=True), replica("b", max_running=0)],
+    ids=["not ready", "leaving", "leaving and silent", "full"],
 )
 def test_nothing_new_goes_where_it_should_not(other):
     world = World(other)
     assert world.place() is None
+
+
+def test_a_silent_node_is_used_only_where_there_is_no_other():
+    """After an outage of the API server all nodes are NotReady; their engines serve all the while."""
+    world = World(replica("a", silent=True), replica("b"))
+    held = world.open("a", tokens=1)
+    assert [world.place() for _ in range(3)] == ["b"] * 3
+    world.show(replica("a", silent=True), replica("b", silent=True))
+    assert {world.place(), world.place(avoid="a")} <= {"a", "b"}
+    assert held.cause is None  # streams that flow stay
 
 
 def test_the_replica_that_broke_last_is_avoided_if_there_is_another():

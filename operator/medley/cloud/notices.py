@@ -55,10 +55,20 @@ POD_CAUSES: Mapping[str, Cause] = {
 }
 
 
-def notices_of_node(node: Json, now: datetime) -> Notice | None:
-    """Return the most urgent notice that a Node shows, or None if it stays."""
-    found = [notice for parse in _NODE_PARSERS if (notice := parse(node, now)) is not None]
+def notices_of_node(node: Json, now: datetime, *, heard: bool = False) -> Notice | None:
+    """Return the most urgent notice that a Node shows, or None if it stays.
+
+    NotReady says only that the API server did not hear the kubelet, and after an outage of its own it says so of every
+    node. `heard`: something on the node answers, so its kubelet's silence means nothing.
+    """
+    parsers = _NODE_PARSERS if heard else (*_NODE_PARSERS, _by_readiness)
+    found = [notice for parse in parsers if (notice := parse(node, now)) is not None]
     return min(found, key=lambda notice: notice.deadline, default=None)
+
+
+def is_silent(node: Json, now: datetime) -> bool:
+    """Say whether the API server has not heard the node's kubelet lately."""
+    return _by_readiness(node, now) is not None
 
 
 def notice_of_absent_node(name: str, now: datetime) -> Notice:
@@ -196,7 +206,6 @@ _NODE_PARSERS: tuple[Callable[[Json, datetime], Notice | None], ...] = (
     _by_karpenter_taint,  # before deletion: of two equal deadlines the one that says more is kept
     _by_termination_handler,
     _by_out_of_service,
-    _by_readiness,
     _by_deletion,
 )
 

@@ -81,7 +81,7 @@ async def view(api: Api, supervisors: Supervisors, images: Images, key: tuple[st
         classes=tuple(convert.accelerator_class(each) for each in classes),
         profiles=profiles,
         replicas=_replicas(sight, reports, hashes, coming, told),
-        notices=_notices(sight, now),
+        notices=_notices(sight, _heard(sight, reports), now),
         router=_router(sight, item),
         standing=standing(item),
         deleting=item.metadata.deletion_timestamp is not None,
@@ -148,13 +148,20 @@ def _replicas(
     return tuple(sorted(found, key=lambda each: each.name))
 
 
-def _notices(sight: Sight, now: datetime) -> tuple[Notice, ...]:
+def _heard(sight: Sight, reports: Mapping[str, EngineReport | None]) -> frozenset[str]:
+    """Return the nodes on which a supervisor answered just now."""
+    return frozenset(
+        pod["spec"]["nodeName"] for pod in sight.engine_pods if reports.get(pod["metadata"]["name"]) is not None
+    )
+
+
+def _notices(sight: Sight, heard: frozenset[str], now: datetime) -> tuple[Notice, ...]:
     """Return one notice per node that has engine pods and goes away, or is gone."""
     found = [notices.notice_of_absent_node(name, now) for name, node in sight.nodes.items() if node is None]
     found += [
         notice
-        for node in sight.nodes.values()
-        if node is not None and (notice := notices.notices_of_node(node, now)) is not None
+        for name, node in sight.nodes.items()
+        if node is not None and (notice := notices.notices_of_node(node, now, heard=name in heard)) is not None
     ]
     found += [notice for claim in sight.node_claims if (notice := notices.notice_of_node_claim(claim, now)) is not None]
     found += [

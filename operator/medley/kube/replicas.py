@@ -9,6 +9,7 @@ from typing import Any
 from medley.core import names
 from medley.core.accelerators import OfferingKey
 from medley.kube.engine_pod import GENERATION
+from medley.kube.readiness import probed_ready
 from medley.kube.status import read_market, shape_of
 from medley.planning.conditions import PULL_FAILED, UNSCHEDULABLE
 from medley.planning.fleet import Replica, ReplicaPhase
@@ -85,7 +86,7 @@ def _phase(pod: Json, report: EngineReport | None, node: str) -> ReplicaPhase:
         return ReplicaPhase.ENDED
     if not node:
         return ReplicaPhase.WAITING
-    ready = any(each["type"] == "Ready" and each["status"] == "True" for each in status.get("conditions") or ())
+    ready = probed_ready(pod)
     if report is None:
         # Its supervisor does not answer us; routers go by the pod's readiness, and so do we.
         return ReplicaPhase.SERVING if ready else ReplicaPhase.STARTING

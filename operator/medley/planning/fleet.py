@@ -6,13 +6,14 @@ report are one phase.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
 from medley.core.accelerators import AcceleratorClass, Market, OfferingKey
 from medley.core.names import Condition, Reason
-from medley.core.notices import Notice
+from medley.core.notices import Notice, NoticeSource
 from medley.core.profiles import Profile
 from medley.core.service import Service
 
@@ -133,6 +134,17 @@ class Observed:
     unreadable: tuple[str, ...] = ()  # classes and profiles that are not understood, each with its remedy
 
     @property
-    def going(self) -> frozenset[str]:
-        """Nodes that go away or are gone."""
-        return frozenset(notice.node for notice in self.notices)
+    def going(self) -> Mapping[str, Notice]:
+        """Nodes that go away or are gone, with their notices."""
+        return {notice.node: notice for notice in self.notices}
+
+    def loses(self, replica: Replica) -> bool:
+        """Say whether a replica goes with its node.
+
+        One that came after its node fell silent was put there by the scheduler, which puts every successor there too:
+        replacing it would never end. It happens when all nodes are NotReady at once, since they are not tainted then.
+        """
+        notice = self.going.get(replica.node)
+        return notice is not None and (
+            notice.source is not NoticeSource.NODE_NOT_READY or replica.created_at < notice.deadline
+        )

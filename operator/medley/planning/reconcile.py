@@ -165,7 +165,7 @@ def _farewell(observed: Observed) -> Plan:
     if observed.router.exists or observed.router.pods:
         return Plan((DeleteRouter(),), None, (), RESYNC_FAREWELL)
     if observed.replicas:
-        gone = {notice.node for notice in observed.notices}
+        gone = observed.going
         deletions = tuple(
             DeleteEngine(replica.name, replica.uid, "the service is deleted", force=replica.node in gone)
             for replica in observed.replicas
@@ -210,11 +210,11 @@ def _events(observed: Observed, said: tuple[ConditionState, ...], actions: tuple
 
 
 def _hit(observed: Observed) -> frozenset[str]:
-    return observed.going & {replica.node for replica in observed.replicas if not replica.leaving}
+    return frozenset(each.node for each in observed.replicas if not each.leaving and observed.loses(each))
 
 
 def _about(observed: Observed, node: str) -> str:
-    notice = next(each for each in observed.notices if each.node == node)
+    notice = observed.going[node]
     names = ", ".join(sorted(replica.name for replica in observed.replicas if replica.node == node))
     return f"Node {node} goes away ({notice.cause}, by {notice.source}): {names} is replaced"
 

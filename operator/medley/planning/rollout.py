@@ -45,7 +45,7 @@ def counted(observed: Observed, now: datetime) -> tuple[Replica, ...]:
         for replica in observed.replicas
         if replica.phase in _COUNTED
         and not replica.leaving
-        and replica.node not in observed.going
+        and not observed.loses(replica)
         and not (replica.outdated and replica.phase is not ReplicaPhase.SERVING)
         and not _to_be_retried(replica, observed, now)
     )
@@ -168,7 +168,7 @@ def _burials(
     burials = []
     for replica in observed.replicas:
         why = _why_buried(replica, observed, now, replaced=replaced)
-        if replica.node and replica.node in lost:
+        if replica.node in lost and observed.loses(replica):
             burials.append(DeleteEngine(replica.name, replica.uid, "its node is gone", force=True))
         elif why and not replica.leaving:
             burials.append(DeleteEngine(replica.name, replica.uid, why))
@@ -205,7 +205,7 @@ def _to_be_retried(replica: Replica, observed: Observed, now: datetime) -> bool:
 def _lost_nodes(observed: Observed, now: datetime) -> frozenset[str]:
     return frozenset(
         notice.node
-        for notice in observed.notices
+        for notice in observed.going.values()
         if (notice.source in (NoticeSource.NODE_GONE, NoticeSource.OUT_OF_SERVICE) and notice.deadline <= now)
         or (notice.source is NoticeSource.NODE_NOT_READY and notice.deadline + LOST_NODE_GRACE <= now)
     )

@@ -18,11 +18,12 @@ from pydantic import ValidationError
 
 from medley.api.llmservice import LLMService
 from medley.api.llmservice_status import Routing
-from medley.cloud.notices import notice_of_absent_node, notice_of_pod, notices_of_node
+from medley.cloud.notices import is_silent, notice_of_absent_node, notice_of_pod, notices_of_node
 from medley.core import names, units
 from medley.core.errors import EngineError, InvalidInputError
 from medley.core.workload import Bucket, SizeGrid
 from medley.kube.api import LLM_SERVICE, NODE, POD, Api, Kind, connected
+from medley.kube.readiness import probed_ready
 from medley.kube.watch import ObjectKey, watched
 from medley.planning.routing import RoutingTable
 from medley.router.engine_client import EngineClient
@@ -79,9 +80,15 @@ def _replica(
     if not address or status.get("phase") in {"Succeeded", "Failed"}:
         return None
     notices = [notice_of_pod(pod, now)]
+    silent = False
     if node_name and nodes is not None:
         node = nodes.get(node_name)
-        notices.append(notice_of_absent_node(node_name, now) if node is None else notices_of_node(node, now))
+        if node is None:
+            notices.append(notice_of_absent_node(node_name, now))
+        else:
+            # Whether the engine there lives, its streams tell: a silent kubelet is no reason to move them.
+            notices.append(notices_of_node(node, now, heard=True))
+            silent = is_silent(node, now)
     deadlines = [notice.deadline for notice in notices if notice is not None]
     host = f"[{address}]" if ":" in address else address
     return Replica(
@@ -89,8 +96,9 @@ def _replica(
         url=f"http://{host}:{names.PORT_ENGINE}",
         shape=meta.get("labels", {}).get(names.LABEL_SHAPE, ""),
         max_running=_max_running(meta.get("annotations", {}).get(names.ANNOTATION_MAX_RUNNING)),
-        ready=any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or ()),
+        ready=probed_ready(pod),
         leaves_at=min(deadlines, default=None),
+        silent=silent,
         resumes_output=Capability.RESUME_EXACT in capabilities.get(meta.get("uid", ""), frozenset()),
     )
 

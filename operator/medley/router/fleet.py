@@ -31,6 +31,7 @@ class Replica:
     max_running: int = 64
     ready: bool = True
     leaves_at: datetime | None = None  # None: no notice
+    silent: bool = False  # its node is NotReady: gone, or only not heard by the API server
     resumes_output: bool = False  # Capability.RESUME_EXACT
 
 
@@ -142,16 +143,21 @@ class Fleet:
         return self.view.replicas[placement.replica]
 
     def candidates(self) -> list[Candidate]:
-        """Return the replicas that new requests may go to. One that broke is tried with one request at a time."""
+        """Return the replicas that new requests may go to. One that broke is tried with one request at a time.
+
+        One whose node is silent is taken only where there is no other: after an outage of the API server all are.
+        """
         now = self._clock()
-        found = []
+        found: list[Candidate] = []
+        silent: list[Candidate] = []
         for replica in self.view.replicas.values():
             suspect = self._suspects.get(replica.name)
             if not replica.ready or replica.leaves_at is not None or (suspect and now < suspect.until):
                 continue
             running = len(self._attempts.get(replica.name, ()))
-            found.append(Candidate(replica.name, replica.shape, running, 1 if suspect else replica.max_running))
-        return found
+            candidate = Candidate(replica.name, replica.shape, running, 1 if suspect else replica.max_running)
+            (silent if replica.silent else found).append(candidate)
+        return found or silent
 
     def open(self, replica: Replica, remaining_tokens: int, patience: float) -> Attempt:
         """Count an attempt on a replica."""
