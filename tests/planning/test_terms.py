@@ -286,6 +286,7 @@ def permitted(asked, fleet: dict) -> bool:
         zones[each.zone] = zones.get(each.zone, 0) + n
     return (
         total <= asked.limits.max_replicas
+        and all(o.max_replicas is None or fleet.get(o.key, 0) <= o.max_replicas for o in asked.offerings)
         and all(sum(use * fleet.get(k, 0) for k, use in cap.uses) <= cap.at_most + 1e-9 for cap in asked.all_caps)
         and all(n <= asked.spread.max_zone_share * total + 1e-9 for n in zones.values())
         and sum(n > 0 for n in zones.values()) >= asked.spread.min_zones

@@ -19,6 +19,10 @@ from medley.core.workload import Bucket
 from medley.planning.ilp import Programme, Row, Variable
 from medley.planning.problem import AllocationProblem, Bound, LossScenario
 
+# Least that a size weighs when not all can be served, as a part of the demand. A size much rarer would be left out
+# within the solver's tolerance, and nobody could say which bound stands in its way.
+LEAST_IMPORTANCE = 1e-3
+
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
@@ -138,17 +142,23 @@ def preference(problem: AllocationProblem) -> dict[object, float]:
 
 def unserved(problem: AllocationProblem, *, after_loss: bool, without: frozenset[Bound]) -> dict[object, float]:
     """Return the objective: the part of the demand that stays unserved, in normal times or after losses."""
-    total = problem.demand.total
+    weights = importance(problem)
     if not after_loss:
-        return {Unmet(None, bucket): rate / total for bucket, rate in problem.demand.requests_per_second}
+        return {Unmet(None, bucket): weights[bucket] for bucket, _ in problem.demand.requests_per_second}
     terms: dict[object, float] = {MissingReplicas(): 1.0}
     terms |= {
-        Unmet(scenario.loss, bucket): rate / total
+        Unmet(scenario.loss, bucket): weights[bucket]
         for scenario in scenarios(problem, without)
         if scenario.loss is not None
-        for bucket, rate in problem.demand.requests_per_second
+        for bucket, _ in problem.demand.requests_per_second
     }
     return terms
+
+
+def importance(problem: AllocationProblem) -> dict[Bucket, float]:
+    """Return what leaving all of a size unserved weighs: its part of the demand, or LEAST_IMPORTANCE."""
+    total = problem.demand.total
+    return {bucket: max(rate / total, LEAST_IMPORTANCE) for bucket, rate in problem.demand.requests_per_second}
 
 
 def bounds(

@@ -71,10 +71,9 @@ def _least_unserved(
 
 def _shortfall(problem: AllocationProblem, solved: Solved) -> float:
     """Return one number for what is missing: unserved part of the demand, lost parts after zone losses, replicas."""
-    total = problem.demand.total
-    rates = dict(problem.demand.requests_per_second)
+    weights = programme.importance(problem)
     return math.fsum(
-        rates[key.bucket] / total * value if isinstance(key, Unmet) else value
+        weights[key.bucket] * value if isinstance(key, Unmet) else value
         for key, value in solved.values.items()
         if isinstance(key, Unmet | MissingReplicas)
     )
