@@ -19,7 +19,7 @@ import openai
 SMALLEST_GAP = 1e-4
 # Tokens of an answer. A long one takes longer than the 30 s of a notice, and is checked token by token. It is cut
 # before its first near-tie and must keep LEAST_LONG tokens.
-SHORT, LONG, LEAST_LONG, LONG_EVERY = 160, 2200, 1500, 5
+SHORT, LONG, LEAST_LONG, LONG_EVERY = 160, 1800, 1400, 5
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "to", "far", "hills")
 
 

@@ -25,6 +25,6 @@ def offer_model(namespace: str, claim: str, board: Board) -> Path:
     values = {"name": claim, "namespace": namespace, "folder": str(folder)}
     cluster.kubectl("apply", "--server-side", "-f", "-", stdin=controlplane.manifest("model", values))
     cluster.kubectl(
-        "wait", "--namespace", namespace, "--for=jsonpath={.status.phase}=Bound", f"pvc/{claim}", "--timeout=30s"
+        "wait", "--namespace", namespace, "--for=jsonpath={.status.phase}=Bound", f"pvc/{claim}", "--timeout=90s"
     )
     return folder
