@@ -104,7 +104,9 @@ def check(asked: AllocationProblem) -> None:
     try:
         found = allocate(asked)
     except SolverError as error:
-        if "the solver ended with" not in str(error):
+        if not any(
+            said in str(error) for said in ("the solver ended with", "was not found within the solver's limits")
+        ):
             raise
         reject()
     plan = found.best if isinstance(found, Infeasible) else found
