@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,29 @@ def test_the_version():
 def test_every_command_is_listed():
     shown = CliRunner().invoke(main, ["--help"]).stdout
     assert all(command in shown for command in ("plan", "operator", "router", "engine", "demo"))
+
+
+def test_what_is_not_served_keeps_nobody_busy(tmp_path):
+    manifests = tmp_path / "all.yaml"
+    service = SERVICE.replace("requestsPerSecond: 4", "requestsPerSecond: 40").replace(
+        "  spot:", '  limits: {maxUSDPerHour: "3"}\n  spot:'
+    )
+    manifests.write_text(service + "---" + catalogue())
+    done = CliRunner().invoke(main, ["plan", "-f", str(manifests)], env={"COLUMNS": "200"})
+    assert done.exit_code == 1
+    busy = [int(word.rstrip("%")) for line in done.output.splitlines() if " l4 " in line for word in line.split()[6:7]]
+    assert busy
+    assert all(each <= 86 for each in busy)  # what is unmet is rounded
+
+
+def test_a_missing_package_is_named_with_the_remedy(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    for name in [name for name in sys.modules if name.startswith("medley.planning.fit")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [name for name in sys.modules if name.startswith("medley.cli.profile.fitted")]:
+        monkeypatch.delitem(sys.modules, name)
+    done = CliRunner().invoke(main, ["profile", "fit", str(tmp_path)])
+    assert (done.exit_code, done.output) == (
+        2,
+        "error: scipy.optimize is missing: install medley with its extra `tool` (pip install '.[tool]')\n",
+    )

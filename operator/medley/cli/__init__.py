@@ -17,9 +17,10 @@ from collections.abc import Callable
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+import typer.core
 
 from medley import __version__
 from medley.cli.profile import profile
@@ -32,7 +33,23 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+
+class _Commands(typer.core.TyperGroup):
+    """Says in one line which package a command needs that medley is installed without."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] == "medley":
+                raise
+            said = f"error: {error.name} is missing: install medley with its extra `tool` (pip install '.[tool]')"
+            typer.echo(said, err=True)
+            raise typer.Exit(2) from error
+
+
 main = typer.Typer(
+    cls=_Commands,
     name="medley",
     help="Serve a large language model on the cheapest mix of GPUs that keeps a latency promise.",
     no_args_is_help=True,

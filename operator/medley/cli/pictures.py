@@ -52,7 +52,7 @@ def draw(manifests: Manifests, proposal: Proposal, path: Path) -> None:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415  # an extra that only pictures need
     except ImportError as error:
-        raise InvalidInputError("--picture", "needs matplotlib: pip install 'medley-llm[simulate]'") from error
+        raise InvalidInputError("--picture", "needs matplotlib: pip install '.[tool]'") from error
     case = Case(manifests.service, manifests.classes, manifests.profiles)
     style = _Style(
         {each.name: _COLOURS[number % len(_COLOURS)] for number, each in enumerate(proposal.question.classes)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from medley.planning.fleet import Observed
 from medley.planning.proposal import Proposal, propose
 
 MET, UNMET, INVALID = 0, 1, 2
+_ROUNDED_AWAY = 1e-9  # of a size that is not served at all, so that its rate stays above 0
 # A plan from nothing remembers nothing, so the time does not matter; it is an argument of the planning code.
 ANY_TIME = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -141,8 +143,13 @@ def promise(manifests: Manifests) -> str:
 def _offerings(proposal: Proposal) -> Table:
     table = Table("REPLICAS", "SHAPE", "MARKET", "ZONE", "USD/H EACH", "USD/H", "BUSY", "SERVES", box=None)
     prices, problem = proposal.usd_per_replica_hour, proposal.question.problem
-    busy = utilisation(problem, proposal.allocation)
-    demanded = dict(problem.demand.requests_per_second)
+    unmet = dict(proposal.infeasible.unmet) if proposal.infeasible is not None else {}
+    demanded = {
+        bucket: max(rate - unmet.get(bucket, 0.0), rate * _ROUNDED_AWAY)
+        for bucket, rate in problem.demand.requests_per_second
+    }
+    served_demand = replace(problem.demand, requests_per_second=tuple(demanded.items()))
+    busy = utilisation(replace(problem, demand=served_demand), proposal.allocation)
     of_shape: Counter[Shape] = Counter()
     for key, count in proposal.allocation.replicas:
         of_shape[key.shape] += count

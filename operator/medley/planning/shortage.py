@@ -115,7 +115,7 @@ def _binding(problem: AllocationProblem, best: Solved) -> Iterator[Binding]:
             found = True
             others = [str(bound) for bound in together]
             for bound in together:
-                message = _message(problem, bound, best, frozenset(together))
+                message = _message(problem, bound, best, frozenset(together), whole=_shortfall(problem, freed) < _NOISE)
                 also = ", ".join(other for other in others if other != bound)
                 yield Binding(bound, f"{message} (together with {also})" if also else message)
         if found:
@@ -134,17 +134,18 @@ def _applies(problem: AllocationProblem, bound: Bound) -> bool:
     return applies[bound]
 
 
-def _message(problem: AllocationProblem, bound: Bound, best: Solved, without: frozenset[Bound]) -> str:
+def _message(problem: AllocationProblem, bound: Bound, best: Solved, without: frozenset[Bound], *, whole: bool) -> str:
+    """Return what to change, and how far; `whole`: without these bounds all of the demand is served."""
     limits, spot = problem.limits, problem.spot
+    needs = "the demand needs {}" if whole else "all that the other bounds allow needs {}"
     match bound:
         case Bound.BUDGET:
-            needed = _least(problem, programme.cost(problem), without)
-            return (
-                f"{limits.max_usd_per_hour} USD/h is too little: the demand needs {needed:.2f} USD/h; raise the budget"
-            )
+            cents = math.ceil(_least(problem, programme.cost(problem), without) * 100 - _NOISE)
+            said = needs.format(f"{cents / 100:.2f} USD/h")
+            return f"{limits.max_usd_per_hour} USD/h is too little: {said}; raise the budget"
         case Bound.REPLICAS:
-            needed = _least(problem, programme.replicas(problem), without)
-            return f"{limits.max_replicas} replicas are too few: the demand needs {round(needed)}; raise maxReplicas"
+            said = needs.format(round(_least(problem, programme.replicas(problem), without)))
+            return f"{limits.max_replicas} replicas are too few: {said}; raise maxReplicas"
         case Bound.CAPS:
             names = ", ".join(_exhausted(problem, best)) or "capacity"
             return f"exhausted: {names}; raise the quota, or allow more classes or zones"

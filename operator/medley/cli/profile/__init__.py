@@ -205,6 +205,3 @@ def _clearly(run: Callable[[], int]) -> int:
     except EngineError as error:
         typer.echo(f"error: {error}", err=True)
         return 1
-    except ModuleNotFoundError as error:
-        typer.echo(f"error: {error.name} is missing: pip install 'medley-llm[simulate,router]'", err=True)
-        return 2
