@@ -226,3 +226,14 @@ def test_a_missing_package_is_named_with_the_remedy(monkeypatch, tmp_path):
         2,
         "error: scipy.optimize is missing: install medley with its extra `tool` (pip install '.[tool]')\n",
     )
+
+
+def test_what_profiles_are_worth_is_said(tmp_path):
+    manifests = tmp_path / "all.yaml"
+    other = PROFILE.replace("name: llama-l4", "name: misspelt").replace("acceleratorClass: l4", "acceleratorClass: L4")
+    manifests.write_text(SERVICE + "---" + catalogue() + "---" + other)
+    done = CliRunner().invoke(main, ["plan", "-f", str(manifests)])
+    assert done.stderr == (
+        "warning: profile misspelt: no AcceleratorClass is named L4\n"
+        "note: estimates, not measurements: llama-l4, misspelt; measure with `medley profile measure`\n"
+    )

@@ -20,6 +20,7 @@ from medley.cloud.price_files import AwsSpotHistory
 from medley.cloud.prices import Price, Repriced, applied, stale
 from medley.core.accelerators import AcceleratorClass, Market
 from medley.core.errors import InvalidInputError
+from medley.core.profiles import ProfileSource
 from medley.core.workload import MELANGE_GRID
 from medley.planning import arrivals
 from medley.planning.arrivals import RateChoice, Traffic
@@ -52,7 +53,7 @@ def overlaid(manifests: Manifests, options: Options, now: datetime) -> tuple[Man
 
     Raises InvalidInputError with file, place and remedy.
     """
-    notes: list[Note] = []
+    notes: list[Note] = [*_of_profiles(manifests)]
     classes = _priced(manifests.classes, options, now, notes)
     classes = _interrupted(classes, options, notes)
     service = manifests.service
@@ -66,6 +67,20 @@ def overlaid(manifests: Manifests, options: Options, now: datetime) -> tuple[Man
             service, forecast=arrivals.forecast(found, service.forecast.requests_per_second if rate is None else rate)
         )
     return replace(manifests, service=service, classes=classes), tuple(notes)
+
+
+def _of_profiles(manifests: Manifests) -> Iterable[Note]:
+    """Yield what the profiles of this model are worth."""
+    names = {each.name for each in manifests.classes}
+    own = [each for each in manifests.profiles if each.model == manifests.service.model]
+    for each in own:
+        if each.shape.accelerator_class not in names:
+            yield Note(
+                f"profile {each.name}: no AcceleratorClass is named {each.shape.accelerator_class}", warning=True
+            )
+    guessed = [each.name for each in own if each.source is ProfileSource.ESTIMATED]
+    if guessed:
+        yield Note(f"estimates, not measurements: {', '.join(sorted(guessed))}; measure with `medley profile measure`")
 
 
 # -- prices ------------------------------------------------------------------------------------------------------------
