@@ -26,7 +26,6 @@ from e2e.prepare import Environment
 from e2e.stage import cluster as stage
 from e2e.stage import paths
 from e2e.stage.processes import load as load_process
-from e2e.stage.progress import Board
 
 pytestmark = [pytest.mark.stage, pytest.mark.asyncio(loop_scope="session")]
 
@@ -205,7 +204,7 @@ async def test_streams_flow_while_the_api_server_is_away(
         server.kill(signal.SIGKILL)
         await asyncio.sleep(30)
         outages.append(time.time())
-        await asyncio.to_thread(stage.up, Board())
+        await asyncio.to_thread(stage.start_control_plane)
     await story.serving(cluster)
     after = await cluster.engines(story.NAMESPACE, story.SERVICE)
     assert [p["metadata"]["uid"] for p in after] == [p["metadata"]["uid"] for p in before]

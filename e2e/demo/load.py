@@ -91,7 +91,7 @@ class Load:
         await self.client.close()
 
     async def record_references(
-        self, wanted: int, progress: Callable[[int], None] = lambda _: None, at_once: int = 8
+        self, wanted: int, progress: Callable[[int], None] = lambda _: None, at_once: int = 24
     ) -> None:
         """Run prompts uninterrupted and keep those without near-ties, the long ones up to their first."""
         sizes = [LONG if n % LONG_EVERY == 0 else SHORT for n in range(wanted)]

@@ -72,7 +72,7 @@ def _up(board: Board, boot_delay_s: float) -> None:
     network.lay_bridge()
     cgroups.make(cgroups.HOST)
     with board.task("control plane"):
-        _start_control_plane()
+        start_control_plane()
     images.push(references, board)
     golden.pull(tuple(references.values()), board)
     write_if_changed(paths.stage() / "images.json", json.dumps(references, indent=1))
@@ -173,7 +173,8 @@ def write_if_changed(path: Path, content: str) -> None:
         draft.replace(path)
 
 
-def _start_control_plane() -> None:
+def start_control_plane() -> None:
+    """Start what is not running of etcd, registry, API server, controllers and scheduler; wait until it answers."""
     ours = authority()
     issue_serving_certificates(ours, ADDRESSES)
     ours.kubeconfig("admin", ADMIN, ADDRESSES.server)
