@@ -23,11 +23,11 @@ import numpy as np
 from bench.rows import Row
 from bench.simulator import LONGEST, engine
 from medley.core.accelerators import Market, Offering, OfferingKey, Shape
+from medley.core.latency import LatencyModel
 from medley.core.service import Limits
 from medley.core.workload import MELANGE_GRID, Bucket, Demand, Slo
 from medley.planning import mixture
 from medley.planning.allocator import allocate
-from medley.planning.latency import LatencyModel
 from medley.planning.mixture import Sizes
 from medley.planning.presets import preset
 from medley.planning.problem import Allocation, AllocationProblem, ShapeThroughput

@@ -17,9 +17,9 @@ import numpy as np
 
 from bench.rows import Row
 from medley.cli.profile.catalogue import gpu
+from medley.core.latency import LatencyModel
 from medley.core.workload import Slo
 from medley.planning import mixture, queueing
-from medley.planning.latency import LatencyModel
 from medley.planning.mixture import Sizes, Stream
 from medley.planning.presets import preset
 from medley.planning.roofline import Dtype, ModelShape, Roofline

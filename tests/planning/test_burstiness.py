@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from medley.core.errors import InvalidInputError
+from medley.core.latency import LatencyModel
 from medley.core.workload import Slo
 from medley.planning.burstiness import dispersion, life_s
-from medley.planning.latency import LatencyModel
 from medley.planning.mixture import Stream
 from medley.simulation import arrivals
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from medley.core.accelerators import Market, Offering, OfferingKey, Shape
 from medley.core.errors import InvalidInputError
+from medley.core.latency import LatencyModel
 from medley.core.service import Limits
 from medley.core.workload import Bucket, Demand, SizeGrid, Slo
 from medley.planning.allocator import allocate
-from medley.planning.latency import LatencyModel
 from medley.planning.mixture import (
     Sizes,
     Stream,

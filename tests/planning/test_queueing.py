@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medley.core.errors import InvalidInputError
+from medley.core.latency import LatencyModel
 from medley.core.workload import Slo
 from medley.planning import mixture, queueing
-from medley.planning.latency import LatencyModel
 from medley.planning.mixture import Stream
 from medley.planning.queueing import misses, utilisation
 from medley.simulation.arrivals import Requests, gamma

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from medley.core.accelerators import Market, Offering, OfferingKey, Shape
+from medley.core.latency import LatencyModel
 from medley.core.profiles import Confidence, FittedLatency
 from medley.core.service import Limits
 from medley.core.workload import Demand, SizeGrid, Slo
 from medley.planning import mixture
 from medley.planning.allocator import allocate
 from medley.planning.ignorance import arrivals as arrivals_of
-from medley.planning.latency import LatencyModel
 from medley.planning.problem import Allocation, AllocationProblem, Infeasible, ShapeThroughput
 from medley.planning.question import ask
 from medley.planning.routing import RoutingTable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medley.planning.latency import LatencyModel
+from medley.core.latency import LatencyModel
 
 
 @dataclass

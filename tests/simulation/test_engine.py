@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medley.core.errors import InvalidInputError
-from medley.planning.latency import LatencyModel
+from medley.core.latency import LatencyModel
 from medley.simulation.arrivals import Requests
 from medley.simulation.engine import Engine, Ledger
 from medley.simulation.fleet import Replica, serve

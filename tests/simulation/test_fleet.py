@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medley.core.errors import InvalidInputError
+from medley.core.latency import LatencyModel
 from medley.core.workload import Bucket, SizeGrid, Slo
-from medley.planning.latency import LatencyModel
 from medley.planning.routing import Candidate, RoutingTable, place
 from medley.simulation import arrivals
 from medley.simulation.arrivals import Requests

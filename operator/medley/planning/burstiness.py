@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from medley.core.errors import InvalidInputError
+from medley.core.latency import LatencyModel
 from medley.core.workload import Slo
 from medley.planning import mixture
-from medley.planning.latency import LatencyModel
 from medley.planning.mixture import Stream
 
 FEWEST_WINDOWS = 30  # fewer say next to nothing: the figure is then off by a quarter or more

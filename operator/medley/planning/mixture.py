@@ -27,8 +27,8 @@ from enum import StrEnum
 
 from medley.core.accelerators import Shape
 from medley.core.errors import InvalidInputError
+from medley.core.latency import LatencyModel
 from medley.core.workload import Bucket, Demand, SizeGrid, Slo
-from medley.planning.latency import LatencyModel
 from medley.planning.problem import Load, ShapeThroughput
 from medley.planning.sizes import largest_request
 

@@ -48,12 +48,15 @@ class Predicted:
 
 
 @dataclass(frozen=True, slots=True)
-class TooFar:
-    """The size is so far beyond what was measured that the model says nothing."""
+class TooFarBeyond:
+    """The latency model was fitted to steps so much smaller that it says nothing."""
 
     what: str
     reached: int
     measured: int
+
+    def __str__(self) -> str:
+        return f"{self.reached} {self.what} are more than {FARTHEST:g} times the {self.measured} that were measured"
 
 
 def believed(latency: FittedLatency, beyond: float = 1.0) -> LatencyModel:
@@ -66,7 +69,7 @@ def believed(latency: FittedLatency, beyond: float = 1.0) -> LatencyModel:
     return replace(model, max_running=min(model.max_running, max(1, int(FARTHEST * latency.largest_sequences))))
 
 
-def predicted(latency: FittedLatency, slo: Slo, input_tokens: int, output_tokens: int) -> Predicted | TooFar:
+def predicted(latency: FittedLatency, slo: Slo, input_tokens: int, output_tokens: int) -> Predicted | TooFarBeyond:
     """Return what one replica sustains of requests of one size, had it no other traffic."""
     reaches = (
         (
@@ -79,7 +82,7 @@ def predicted(latency: FittedLatency, slo: Slo, input_tokens: int, output_tokens
     what, reached, measured = max(reaches, key=lambda reach: reach[1] / reach[2])
     beyond = max(1.0, reached / measured)
     if beyond > FARTHEST:
-        return TooFar(what, reached, measured)
+        return TooFarBeyond(what, reached, measured)
     model = believed(latency, beyond)
     rate = _sustained(model, slo, input_tokens, output_tokens)
     running = round(_running(model, rate, input_tokens, output_tokens))

@@ -16,12 +16,12 @@ from functools import lru_cache
 
 from medley.core.accelerators import AcceleratorClass, OfferingKey, Shape
 from medley.core.errors import InvalidInputError
+from medley.core.latency import LatencyModel
 from medley.core.profiles import Profile
 from medley.core.service import Histogram, RoutingKnowledge, Service
 from medley.core.workload import MELANGE_GRID, Bucket, Demand
 from medley.planning.changes import in_the_objective
 from medley.planning.ignorance import Class, arrivals, blind
-from medley.planning.latency import LatencyModel
 from medley.planning.mixture import Sizes
 from medley.planning.offerings import OutOfQuestion, Why, chosen_classes, on_offer
 from medley.planning.predicted import believed

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medley.core.errors import InvalidInputError
+from medley.core.latency import LatencyModel
 from medley.core.workload import Slo
 from medley.planning import mixture
-from medley.planning.latency import LatencyModel
 from medley.planning.mixture import Stream
 from medley.planning.tails import gamma_tail
 

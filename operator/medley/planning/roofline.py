@@ -102,7 +102,7 @@ class Efficiency:
 # What single GPUs and pairs reached in the published measurements of Helix, SpotServe and Splitwise: multiplying 0.41
 # (L4, T4) to 0.89 (V100) on prompts of 500 tokens and more, less with several GPUs, which the links explain only in
 # part; reading 0.65 to 0.84. Software: no time where kernels were timed alone (Helix), 0.25 to 0.45 ms per layer in
-# vLLM of 2023 without CUDA graphs (Splitwise), which is outside this range on purpose: say --layer-overhead for such an
+# vLLM of 2023 without CUDA graphs (Splitwise), which is outside this range on purpose: fit measured steps for such an
 # engine. docs/profiles.md has the table; `python -m bench --only profiles` makes it again.
 USUAL = Efficiency(multiply=0.55, read=0.77, link=0.5, layer_s=20e-6, step_s=1e-3)
 WORST = Efficiency(multiply=0.35, read=0.60, link=0.25, layer_s=100e-6, step_s=4e-3)

@@ -16,11 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from medley.core.accelerators import Shape
+from medley.core.latency import LatencyModel
 from medley.core.workload import Bucket, Demand, Slo
 from medley.planning import mixture, queueing
 from medley.planning.allocator import allocate
 from medley.planning.ignorance import Class, blind
-from medley.planning.latency import LatencyModel
 from medley.planning.mixture import Sizes, Stream
 from medley.planning.problem import Allocation, AllocationProblem, Infeasible, ShapeThroughput
 

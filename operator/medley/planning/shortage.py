@@ -110,12 +110,13 @@ def _binding(problem: AllocationProblem, best: Solved) -> Iterator[Binding]:
         found = False
         for together in combinations(applicable, size):
             freed = _least_unserved(problem, frozenset(together))
-            if _shortfall(problem, freed) >= base - _NOISE:
+            lacking = _shortfall(problem, freed)
+            if lacking >= base - _NOISE:
                 continue
             found = True
             others = [str(bound) for bound in together]
             for bound in together:
-                message = _message(problem, bound, best, frozenset(together), whole=_shortfall(problem, freed) < _NOISE)
+                message = _message(problem, bound, best, frozenset(together), whole=lacking < _NOISE)
                 also = ", ".join(other for other in others if other != bound)
                 yield Binding(bound, f"{message} (together with {also})" if also else message)
         if found:

@@ -21,7 +21,7 @@ from itertools import pairwise
 
 from medley.core.profiles import Confidence, FittedLatency, LatencyPoint, Profile, ProfileSource
 from medley.core.workload import Bucket, SizeGrid, Slo
-from medley.planning.predicted import FARTHEST, Extrapolated, TooFar, predicted
+from medley.planning.predicted import Extrapolated, TooFarBeyond, predicted
 from medley.planning.problem import ShapeThroughput
 from medley.planning.sizes import largest_request
 
@@ -92,18 +92,6 @@ class OutOfReach:
 
     def __str__(self) -> str:
         return f"alone on a replica, TTFT is {_ms(self.ttft)} and TPOT {_ms(self.tpot)} by the latency model"
-
-
-@dataclass(frozen=True, slots=True)
-class TooFarBeyond:
-    """The latency model was fitted to steps so much smaller that it says nothing."""
-
-    what: str
-    reached: int
-    measured: int
-
-    def __str__(self) -> str:
-        return f"{self.reached} {self.what} are more than {FARTHEST:g} times the {self.measured} that were measured"
 
 
 Unable = NotMeasured | TooLong | SloMissed | PercentileMissing | OutOfReach | TooFarBeyond
@@ -227,8 +215,8 @@ def _judged(profile: Profile, slo: Slo, largest: tuple[int, int], longest: int) 
 
 def _by_model(latency: FittedLatency, slo: Slo, input_tokens: int, output_tokens: int) -> _Judged | Unable:
     match predicted(latency, slo, input_tokens, output_tokens):
-        case TooFar(what, reached, measured):
-            return TooFarBeyond(what, reached, measured)
+        case TooFarBeyond() as beyond:
+            return beyond
         case found if found.requests_per_second <= 0:
             return OutOfReach(timedelta(seconds=found.ttft_s), timedelta(seconds=found.tpot_s))
         case found:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from medley.core.errors import InvalidInputError
-from medley.planning.latency import LatencyModel
+from medley.core.latency import LatencyModel
 
 BLOCK_TOKENS = 16  # vLLM's default
 _NOTHING: list[int] = []

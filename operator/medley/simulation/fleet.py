@@ -17,8 +17,8 @@ from heapq import heappop, heappush
 import numpy as np
 
 from medley.core.errors import InvalidInputError
+from medley.core.latency import LatencyModel
 from medley.core.workload import Bucket
-from medley.planning.latency import LatencyModel
 from medley.planning.routing import RoutingTable
 from medley.simulation.arrivals import Requests
 from medley.simulation.engine import BLOCK_TOKENS, Engine, Ledger

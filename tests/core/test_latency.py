@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from medley.core.errors import InvalidInputError
-from medley.planning.latency import LatencyModel
+from medley.core.latency import LatencyModel
 
 MODEL = LatencyModel(
     step_s=0.010,
