@@ -67,7 +67,7 @@ async def test_a_killed_engine_costs_no_client_a_token(tmp_path):
             key = started.key_file.read_text()
             await _engine_and_router_agree(session, engines[0].url, router.url, key)
         references = await local.record(router, STREAMS, TOKENS)
-        streams = await local.interrupted(router, engines[0], references, TOKENS)
+        streams = await local.interrupted(router, engines, references, TOKENS)
         moved = await local.resumes(router)
     assert [(each.error, each.finish_reason) for each in streams] == [(None, "length")] * STREAMS
     assert [tuple(each.tokens) for each in streams] == [each.tokens for each in references]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
@@ -117,9 +118,11 @@ async def _demonstrate(console: Console, streams: int, tokens: int) -> Outcome:
         )
         with console.status(f"recording {streams} uninterrupted runs of {tokens} tokens"):
             references = await record(router, streams, tokens)
-        console.print(f"{streams} client streams; when each has {_TOKENS_BEFORE_THE_KILL} tokens, one engine is killed")
+        console.print(
+            f"{streams} client streams; when the first has {_TOKENS_BEFORE_THE_KILL} tokens, the busier engine is killed"
+        )
         with console.status("streaming"):
-            result = await interrupted(router, engines[0], references, tokens)
+            result = await interrupted(router, engines, references, tokens)
         resumed = await resumes(router)
         return Outcome(tuple(result), resumed, ready)
 
@@ -145,24 +148,38 @@ async def record(router: Process, wanted: int, tokens: int) -> list[Reference]:
     return kept
 
 
-async def interrupted(router: Process, victim: Process, references: Sequence[Reference], tokens: int) -> list[Stream]:
-    """Stream all references at once and kill an engine in the middle."""
+async def interrupted(
+    router: Process, engines: Sequence[Process], references: Sequence[Reference], tokens: int
+) -> list[Stream]:
+    """Stream all references at once and, as soon as one is under way, kill the engine that runs the most of them.
+
+    As soon as *one* is: an engine that gets little of the CPU begins late, and the streams of the other have ended by
+    the time that all have begun.
+    """
     streams = [Stream(each) for each in references]
     async with _session() as session, asyncio.TaskGroup() as group:
         running = [group.create_task(_read(session, router, stream, tokens)) for stream in streams]
-        await asyncio.gather(*(stream.begun.wait() for stream in streams))
-        victim.kill()
-        await asyncio.gather(*running)
+        begun = [asyncio.create_task(stream.begun.wait()) for stream in streams]
+        await asyncio.wait(begun, return_when=asyncio.FIRST_COMPLETED)
+        at = await _sum_of(session, router, "medley_router_running", by="replica")
+        max(engines, key=lambda engine: at.get(engine.url, 0.0)).kill()
+        await asyncio.gather(*running, *begun)
     return streams
 
 
 async def resumes(router: Process) -> int:
     """Return how many times the router took a stream to another engine."""
-    async with _session() as session, session.get(f"{router.url}/metrics") as response:
-        lines = (await response.text()).splitlines()
-    return round(
-        sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("medley_router_resumes_total{"))
-    )
+    async with _session() as session:
+        return round(sum((await _sum_of(session, router, "medley_router_resumes_total", by="cause")).values()))
+
+
+async def _sum_of(session: aiohttp.ClientSession, router: Process, metric: str, *, by: str) -> dict[str, float]:
+    async with session.get(f"{router.url}/metrics") as response:
+        families = text_string_to_metric_families(await response.text())
+    sums: dict[str, float] = {}
+    for sample in (each for family in families for each in family.samples if each.name == metric):
+        sums[sample.labels[by]] = sums.get(sample.labels[by], 0.0) + sample.value
+    return sums
 
 
 async def _record(session: aiohttp.ClientSession, router: Process, prompt: str, tokens: int) -> Reference | None:
