@@ -119,7 +119,7 @@ async def _demonstrate(console: Console, streams: int, tokens: int) -> Outcome:
         with console.status(f"recording {streams} uninterrupted runs of {tokens} tokens"):
             references = await record(router, streams, tokens)
         console.print(
-            f"{streams} client streams; when the first has {_TOKENS_BEFORE_THE_KILL} tokens, the busier engine is killed"
+            f"{streams} client streams; with {_TOKENS_BEFORE_THE_KILL} tokens on the first, the busier engine is killed"
         )
         with console.status("streaming"):
             result = await interrupted(router, engines, references, tokens)
