@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from e2e import recorded
 from e2e.demo import manifests, on_stage, story
 from e2e.demo.cluster import CommandError, condition, ready, until
 from e2e.demo.load import Load, Reference
@@ -45,7 +46,7 @@ def place(environment: Environment) -> OnStage:
 
 @pytest.fixture(scope="module")
 def references() -> list[Reference]:
-    """The answers of an uninterrupted run, recorded by the test that first has a service to ask."""
+    """The answers of an uninterrupted run: filled by the test that first has a service to ask."""
     return []
 
 
@@ -118,7 +119,7 @@ async def test_with_a_notice_streams_leave_before_the_deadline(
     place: OnStage, cluster: Any, references: list[Reference]
 ) -> None:
     async with Load(await on_stage.entrance_url(cluster), manifests.MODEL) as asking:
-        await asking.record_references(24)
+        await recorded.references(asking, 24)
         references += asking.references
     aimed = await story.aim(place)
     async with streaming(cluster, references, 24) as load:

@@ -112,6 +112,10 @@ class Load:
             progress(sum(min(len(kept[size]), sizes.count(size)) for size in kept))
         self.references = tuple(kept[size].pop() for size in sizes)
 
+    async def still_holds(self, reference: Reference) -> bool:
+        """Whether the service gives the answer of a reference that was recorded before."""
+        return await self._reference(reference.prompt, reference.max_tokens) == reference
+
     async def _reference(self, prompt: str, max_tokens: int) -> Reference:
         answer = await self.client.chat.completions.create(
             model=self.model,
