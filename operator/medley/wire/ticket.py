@@ -13,8 +13,9 @@ is never needed, only useful. Read by routers and by the engine's plugin; docs/m
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
+from struct import pack
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -60,6 +61,7 @@ class Source(Message):
     ]
     head_lo: _Count  # first KV head, by its index in the whole model
     head_n: Annotated[int, Field(ge=1, le=4096)]
+    grant: _Digest  # the worker's own mark: it gives these blocks for this export, and no others
 
 
 class Pins(Message):
@@ -85,7 +87,6 @@ class Ticket(Message):
     model: _Digest  # identity of configuration and weights
     lease_s: _Lease  # from the answer on
     pins: Pins | None = None
-    grant: Annotated[str, Field(max_length=128)] = ""  # the engine's own mark, so that it knows its tickets
     sources: Annotated[tuple[Source, ...], Field(max_length=MOST_WORKERS)] = ()
 
     @model_validator(mode="after")
@@ -158,9 +159,8 @@ class KvState(Message):
     exports: int = 0
 
 
-def history_digest(token_ids: Iterable[int], extras: Sequence[str] = ()) -> str:
+def history_digest(token_ids: Sequence[int], extras: Sequence[str] = ()) -> str:
     """Return the digest of a prefix: its token ids, and what else its KV depends on (images, adapter, salt)."""
     digest = sha256(json.dumps(list(extras), separators=(",", ":")).encode())
-    for token_id in token_ids:
-        digest.update(token_id.to_bytes(8, "big"))
+    digest.update(pack(f"<{len(token_ids)}Q", *token_ids))
     return digest.hexdigest()
