@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
+from pydantic import ValidationError
 
 from medley.core.errors import EngineError, InvalidInputError
 from medley.router.openai_api import Endpoint
 from medley.router.session import Broken, Cause
+from medley.wire.assignment import Message
 from medley.wire.generate import (
     GENERATE_PATH,
     MODELS_PATH,
@@ -29,11 +32,28 @@ from medley.wire.generate import (
     parse_fault,
     parse_rendered,
 )
+from medley.wire.ticket import (
+    EXPORT_PATH,
+    RELEASE_PATH,
+    RENEW_PATH,
+    STATE_PATH,
+    Exported,
+    ExportRequest,
+    Held,
+    KvState,
+    ReleaseRequest,
+    RenewRequest,
+    Ticket,
+)
+
+_Answer = TypeVar("_Answer", bound=Message)
 
 CONNECT_SECONDS = 3.0  # a machine that is gone does not refuse, it says nothing
 PROBE_SECONDS = 5.0
+EXPORT_SECONDS = 5.0
 RENDER_SECONDS = 30.0
 _OK = 200
+_NOT_FOUND = 404
 _SERVER_ERROR = 500
 _READ_BUFFER_BYTES = 2**16
 
@@ -119,6 +139,53 @@ class EngineClient:
         except (*_CONNECTION_ERRORS, ValueError):
             return Broken(Cause.CONNECTION, accepted=True)
 
+    async def run(self, url: str, call: GenerateCall) -> None:
+        """Let an engine work through a call whose tokens nobody wants; `EngineError` if it ends otherwise."""
+        async with aclosing(self.generate(url, call)) as blocks:
+            async for events in blocks:
+                for event in events:
+                    match event:
+                        case TokenEvent(finish_reason=None):
+                            pass
+                        case TokenEvent(finish_reason=("stop" | "length")):
+                            return
+                        case _:
+                            raise EngineError(f"running {call.request_id} at {url}: {event}")
+
+    async def kv_state(self, url: str) -> KvState | None:
+        """Return what an engine says of its KV cache; None if it has not the plugin. `EngineError` if it is silent."""
+        status, body = await self._ask("GET", url + STATE_PATH, PROBE_SECONDS)
+        if status == _NOT_FOUND:
+            return None
+        return _parsed(KvState, status, body, url + STATE_PATH)
+
+    async def export(self, url: str, request_id: str, *, keep_running: bool, lease_s: float) -> Ticket | None:
+        """Return a ticket for one of this router's own requests; None if the engine does not know it (any more)."""
+        asked = ExportRequest(requests=(request_id,), keep_running=keep_running, lease_s=lease_s)
+        status, body = await self._ask("POST", url + EXPORT_PATH, EXPORT_SECONDS, asked)
+        return next(iter(_parsed(Exported, status, body, url + EXPORT_PATH).tickets), None)
+
+    async def renew(self, url: str, export_id: str, lease_s: float) -> None:
+        """Lengthen a lease."""
+        asked = RenewRequest(exports=(export_id,), lease_s=lease_s)
+        _parsed(Held, *await self._ask("POST", url + RENEW_PATH, PROBE_SECONDS, asked), url + RENEW_PATH)
+
+    async def release(self, url: str, export_id: str) -> None:
+        """Give an export's blocks back; one that is not there any more is as good."""
+        asked = ReleaseRequest(exports=(export_id,))
+        _parsed(Held, *await self._ask("POST", url + RELEASE_PATH, PROBE_SECONDS, asked), url + RELEASE_PATH)
+
+    async def _ask(self, method: str, url: str, seconds: float, body: Message | None = None) -> tuple[int, bytes]:
+        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
+        data = None if body is None else body.model_dump_json().encode()
+        try:
+            async with self._session.request(
+                method, url, data=data, headers=self._headers(), timeout=timeout
+            ) as response:
+                return response.status, await response.read()
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+            raise EngineError(f"asking {url}: {error or type(error).__name__}") from error
+
     async def models(self, url: str) -> dict[str, int]:
         """Return the names an engine serves and their longest sequence; `EngineError` if it does not answer."""
         answer = await self._get(url + MODELS_PATH)
@@ -148,6 +215,15 @@ class EngineClient:
         if key:
             headers["Authorization"] = f"Bearer {key}"
         return headers
+
+
+def _parsed(kind: type[_Answer], status: int, body: bytes, url: str) -> _Answer:
+    if status != _OK:
+        raise EngineError(f"asking {url}: status {status}: {body[:200].decode(errors='replace')}")
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise EngineError(f"reading {url}: {error.errors(include_url=False)[:2]}") from error
 
 
 def connection_pool() -> aiohttp.ClientSession:

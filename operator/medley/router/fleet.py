@@ -6,33 +6,19 @@ Sources (`cluster`, `static`) replace the immutable `FleetView`; `admission` pla
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from medley.core.workload import Bucket
-from medley.planning.departure import Finish, departure
 from medley.planning.routing import Candidate, Credit, RoutingTable, place
+from medley.router.attempt import Attempt, Replica
+from medley.router.leaving import Knowledge, Leaving
 from medley.router.session import Cause
 
 # A replica that broke gets no request for this long; twice as long each time, until it makes a token again.
 FIRST_SUSPENSION_SECONDS = 0.25
 LONGEST_SUSPENSION_SECONDS = 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class Replica:
-    """One engine that this router may use."""
-
-    name: str
-    url: str  # of vLLM's API
-    shape: str = ""
-    max_running: int = 64
-    ready: bool = True
-    leaves_at: datetime | None = None  # None: no notice
-    silent: bool = False  # its node is NotReady: gone, or only not heard by the API server
-    resumes_output: bool = False  # Capability.RESUME_EXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,55 +37,10 @@ class Limits:
     first_token: timedelta = timedelta(seconds=60)  # from the call to its first token
 
 
-@dataclass(slots=True, eq=False)
-class Attempt:
-    """One call to one replica, while it runs. `scope` lets others end it, whatever it waits for."""
-
-    replica: Replica
-    started: float  # event loop time, like all times here
-    last_progress: float
-    remaining_tokens: int
-    patience: float = 1.0  # factor on the limits
-    tokens: int = 0
-    first_token: float | None = None
-    cause: Cause | None = None
-    scope: asyncio.Timeout | None = None
-
-    def received(self, tokens: int, now: float) -> None:
-        """Note that tokens came."""
-        if self.first_token is None:
-            self.first_token = now
-        self.last_progress = now
-        self.tokens += tokens
-        self.remaining_tokens -= tokens
-
-    @property
-    def per_token(self) -> timedelta | None:
-        """Measured time per token; None until there are two."""
-        if self.first_token is None or self.tokens < 2:  # noqa: PLR2004  # one interval
-            return None
-        return timedelta(seconds=(self.last_progress - self.first_token) / (self.tokens - 1))
-
-    def break_off(self, cause: Cause) -> None:
-        """End the attempt where it waits; the stream goes on elsewhere."""
-        if self.cause is not None:
-            return
-        self.cause = cause
-        if self.scope is not None:
-            self.scope.reschedule(asyncio.get_running_loop().time())
-
-
 @dataclass(slots=True)
 class _Suspect:
     failures: int
     until: float
-
-
-@dataclass(slots=True)
-class _Notice:
-    seen: datetime
-    deadline: datetime
-    notice_time: timedelta
 
 
 class Fleet:
@@ -114,11 +55,13 @@ class Fleet:
     ) -> None:
         self.view = FleetView()
         self.limits = limits
-        self._clock, self._wall_clock = clock, wall_clock
+        self._clock = clock
         self._attempts: dict[str, set[Attempt]] = {}
         self._suspects: dict[str, _Suspect] = {}
-        self._notices: dict[str, _Notice] = {}
         self._credit: Credit = {}
+        self._opened = 0
+        self.knowledge = Knowledge()
+        self.leaving = Leaving(self.knowledge, clock=clock, wall_clock=wall_clock)
         self.changed: Callable[[], None] = lambda: None  # admission: there may be room now
 
     # What sources do
@@ -126,6 +69,7 @@ class Fleet:
     def replace(self, view: FleetView) -> None:
         """Take in what a source sees now."""
         self.view = view
+        self.knowledge.forget(view.replicas)
         self.settle()
 
     # What admission and the carrier do
@@ -162,13 +106,23 @@ class Fleet:
     def open(self, replica: Replica, remaining_tokens: int, patience: float) -> Attempt:
         """Count an attempt on a replica."""
         now = self._clock()
-        attempt = Attempt(replica, now, now, remaining_tokens, patience)
+        self._opened += 1
+        attempt = Attempt(replica, now, now, remaining_tokens, patience, serial=self._opened)
         self._attempts.setdefault(replica.name, set()).add(attempt)
         return attempt
+
+    def open_at(self, name: str, remaining_tokens: int, patience: float) -> Attempt | None:
+        """Count an attempt on the replica named, if it may take one now."""
+        if any(each.name == name and each.has_room for each in self.candidates()):
+            return self.open(self.view.replicas[name], remaining_tokens, patience)
+        return None
 
     def close(self, attempt: Attempt, cause: Cause | None) -> None:
         """Count it no longer. `cause` says how it broke; None: it did not, or the client left."""
         name = attempt.replica.name
+        attempt.ended = True
+        if attempt.move is not None:
+            attempt.move.ended.set()
         attempts = self._attempts.get(name)
         if attempts is not None:
             attempts.discard(attempt)
@@ -190,7 +144,7 @@ class Fleet:
     @property
     def notices(self) -> dict[str, datetime]:
         """When this router saw that a replica leaves."""
-        return {name: notice.seen for name, notice in self._notices.items()}
+        return self.leaving.seen
 
     def _suspend(self, name: str) -> None:
         now = self._clock()
@@ -208,45 +162,11 @@ class Fleet:
 
         `lag`: seconds by which this process itself was late; engines are not blamed for them.
         """
-        self._take_notice()
-        free = sum(max(each.max_running - each.running, 0) for each in self.candidates())
-        for name, attempts in list(self._attempts.items()):
-            notice = self._notices.get(name)
-            if notice is not None:
-                free -= self._depart(notice, attempts, free)
+        self.leaving.take_notice(self.view.replicas, tuple(self._attempts))
+        self.leaving.settle(self._attempts, self.candidates(), self.view.replicas)
+        for attempts in list(self._attempts.values()):
             self._watch(attempts, lag)
         self.changed()  # a suspension may be over
-
-    def _take_notice(self) -> None:
-        """Keep the first deadline of each notice: some sources can only say "from now"."""
-        wall = self._wall_clock()
-        leaving = {name: each.leaves_at for name, each in self.view.replicas.items() if each.leaves_at is not None}
-        # A replica that is no longer listed went without a word.
-        leaving |= {name: wall for name in self._attempts if name not in self.view.replicas}
-        self._notices = {
-            name: self._notices.get(name) or _Notice(wall, deadline, max(deadline - wall, timedelta(0)))
-            for name, deadline in leaving.items()
-        }
-
-    def _depart(self, notice: _Notice, attempts: Iterable[Attempt], free: int) -> int:
-        """Move what cannot end in time, as far as there is room elsewhere; without, it is better off here."""
-        left = notice.deadline - self._wall_clock()
-        moved = 0
-        for attempt in sorted(attempts, key=lambda each: each.remaining_tokens, reverse=True):
-            if moved >= free:
-                break
-            choice = departure(
-                remaining_tokens=attempt.remaining_tokens,
-                per_token=attempt.per_token,
-                left=left,
-                notice_time=notice.notice_time,
-            )
-            # Without a token yet there is nothing to lose by going at once.
-            waits = isinstance(choice, Finish) or (attempt.tokens > 0 and choice.wait > timedelta(0))
-            if attempt.cause is None and not waits:
-                attempt.break_off(Cause.NOTICE)
-                moved += 1
-        return moved
 
     def _watch(self, attempts: set[Attempt], lag: float) -> None:
         now = self._clock()

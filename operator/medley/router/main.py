@@ -20,12 +20,13 @@ import uvloop
 from aiohttp import web
 
 from medley.core.errors import EngineError, InvalidInputError
-from medley.router import cluster, static
+from medley.router import cluster, kv_states, static
 from medley.router.admission import Admission
 from medley.router.carrier import Carrier
 from medley.router.engine_client import EngineClient, connection_pool, key_file
 from medley.router.fleet import Fleet
 from medley.router.metrics import RouterMetrics
+from medley.router.mover import Mover
 from medley.router.server import Followed, RouterServer, Serving
 from medley.router.settings import EVERYWHERE, RouterSettings
 from medley.router.text import Vocabulary
@@ -48,7 +49,7 @@ class Running(NamedTuple):
     url: str  # at which this machine reaches it
     listening: str  # where it is bound, for people
     background: asyncio.Future[
-        tuple[None, None, None]
+        tuple[None, None, None, None]
     ]  # ends only by an error: then the router is blind and should end
 
 
@@ -96,8 +97,10 @@ async def running(settings: RouterSettings, source: Source | None = None) -> Asy
             clock=clock,
             wall_clock=time.time,
         )
+        mover = Mover(fleet, engines, clock=clock)
         background = asyncio.gather(
             _tick(fleet),
+            kv_states.follow(fleet, engines),
             _learn_tokenizer(settings, fleet, serving, engines),
             (source or _source(settings))(Followed(fleet, serving, options), engines),
         )
@@ -115,6 +118,7 @@ async def running(settings: RouterSettings, source: Source | None = None) -> Asy
             yield Running(_base_url(settings.host, runner), _listening(runner), background)
         finally:
             await runner.cleanup()
+            await mover.close()
             background.cancel()
             with suppress(asyncio.CancelledError):
                 await background

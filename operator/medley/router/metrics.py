@@ -98,12 +98,22 @@ class RouterMetrics:
             buckets=_ITL_SECONDS,
             registry=self.registry,
         )
-        self.pause = Histogram(
+        self._pause = Histogram(
             "medley_router_pause_seconds",
-            "Last token of a broken attempt to the next token of its choice.",
+            "Last token of a broken attempt to the next token of its choice; kind: carried, refilled (both after a "
+            "notice) or broken.",
+            ["kind"],
             buckets=_PAUSE_SECONDS,
             registry=self.registry,
         )
+        self._departures = Counter(
+            "medley_router_departures",
+            "Streams of leaving replicas: finished there, carried with their KV cache, or computed again (refilled).",
+            ["how"],
+            registry=self.registry,
+        )
+        for how in ("finished", "carried", "refilled"):
+            self._departures.labels(how)
 
     def asked(self, grid: SizeGrid | None, prompt_tokens: int, max_tokens: int) -> Bucket:
         """Count a request and return its size class."""
@@ -132,6 +142,14 @@ class RouterMetrics:
     def resumed(self, cause: Cause, mode: ResumeMode | None) -> None:
         """Count a call that goes on after a break."""
         self._resumes.labels(cause.value, "restart" if mode is None else mode.value).inc()
+
+    def departed(self, how: str) -> None:
+        """Count a stream of a leaving replica: finished, carried or refilled."""
+        self._departures.labels(how).inc()
+
+    def paused(self, kind: str, seconds: float) -> None:
+        """Note a client's pause: carried, refilled or broken."""
+        self._pause.labels(kind).observe(seconds)
 
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

@@ -28,6 +28,7 @@ from medley.router.answers import (
     error_of,
     whole_answer,
 )
+from medley.router.attempt import History
 from medley.router.carrier import Carriage, Carrier
 from medley.router.engine_client import EngineClient
 from medley.router.fleet import Fleet
@@ -332,17 +333,16 @@ class RouterServer:
         deadline = ready.arrived + self._options.request_timeout.total_seconds()
         carriages = []
         for choice, each in zip(ready.choices, deliver, strict=True):
-            limit = choice.rendered.max_tokens
-            bucket = self._metrics.asked(grid, len(choice.rendered.token_ids), limit)
-            carriages.append(Carriage(bucket, limit, ready.arrived, deadline, each))
+            bucket = self._metrics.asked(grid, len(choice.rendered.token_ids), choice.rendered.max_tokens)
+            carriages.append(Carriage(bucket, History(choice), ready.arrived, deadline, each))
+        talks = [conversation(each.history.choice, ready.vocabulary, each.history.committed) for each in carriages]
         if len(carriages) == 1:
-            end = await self._carrier.carry(conversation(ready.choices[0], ready.vocabulary), carriages[0])
-            ends: list[Finish | Abandon] = [end]
+            ends: list[Finish | Abandon] = [await self._carrier.carry(talks[0], carriages[0])]
         else:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._carrier.carry(conversation(choice, ready.vocabulary), carriage))
-                    for choice, carriage in zip(ready.choices, carriages, strict=True)
+                    group.create_task(self._carrier.carry(talk, carriage))
+                    for talk, carriage in zip(talks, carriages, strict=True)
                 ]
             ends = [task.result() for task in tasks]
         for end, carriage in zip(ends, carriages, strict=True):
@@ -354,7 +354,7 @@ class RouterServer:
 
     def _headers(self, ready: _Ready) -> dict[str, str]:
         replicas = [each for each in self._fleet.view.replicas.values() if each.ready]
-        outputs = bool(replicas) and all(each.resumes_output for each in replicas)
+        outputs = bool(replicas) and all(self._fleet.knowledge.takes_outputs(each) for each in replicas)
         exact = resumes_exactly(ready.choices[0].rendered.sampling, resumes_output=outputs)
         headers: dict[str, Any] = {RESUME_HEADER: "exact" if exact else "approximate", "Cache-Control": "no-cache"}
         if ready.question.ignored:

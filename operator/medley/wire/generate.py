@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from medley.core.errors import EngineError
+from medley.wire.ticket import TICKET_PARAMETER, Ticket
 
 GENERATE_PATH = "/inference/v1/generate"
 RENDER_CHAT_PATH = "/v1/chat/completions/render"
@@ -56,19 +57,23 @@ class GenerateCall:
     token_ids: Sequence[int]
     sampling: Mapping[str, Any]
     attachments: Mapping[str, Any]
+    model: str | None = None  # a LoRA adapter; None: the model itself
+    ticket: Ticket | None = None  # to KV cache that another engine computed
 
     def body(self) -> bytes:
         """Return the JSON body; always streaming, always tokens without text."""
-        return json.dumps(
-            {
-                **self.attachments,
-                "request_id": self.request_id,
-                "token_ids": self.token_ids,
-                "sampling_params": {**self.sampling, "detokenize": False},
-                "stream": True,
-            },
-            separators=(",", ":"),
-        ).encode()
+        body = {
+            **self.attachments,
+            "request_id": self.request_id,
+            "token_ids": self.token_ids,
+            "sampling_params": {**self.sampling, "detokenize": False},
+            "stream": True,
+        }
+        if self.model is not None:
+            body["model"] = self.model
+        if self.ticket is not None:
+            body["kv_transfer_params"] = {TICKET_PARAMETER: self.ticket.model_dump(mode="json")}
+        return json.dumps(body, separators=(",", ":")).encode()
 
 
 class TokenLogprob(NamedTuple):

@@ -1,0 +1,44 @@
+"""What each engine's plugin says of its KV cache: whether it carries, what is free, what it may exchange with whom.
+
+`main` runs `follow`. Engines without the plugin answer 404 and are simply not in the table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from medley.core.errors import EngineError
+from medley.router.attempt import Replica
+from medley.router.engine_client import EngineClient
+from medley.router.fleet import Fleet
+
+logger = logging.getLogger(__name__)
+
+CALM_SECONDS = 5.0
+NOTICED_SECONDS = 0.5  # while a replica leaves: free memory decides where its streams go
+
+
+async def follow(fleet: Fleet, engines: EngineClient) -> None:
+    """Ask all replicas again and again, for ever; sooner when a notice comes or a replica is new."""
+    last, known = 0.0, frozenset[str]()
+    clock = asyncio.get_running_loop().time
+    while True:
+        names = frozenset(fleet.view.replicas)
+        if names != known or clock() - last >= (NOTICED_SECONDS if fleet.leaving.seen else CALM_SECONDS):
+            last, known = clock(), names
+            await asyncio.gather(*(_ask(fleet, engines, each) for each in list(fleet.view.replicas.values())))
+        await asyncio.sleep(NOTICED_SECONDS / 2)
+
+
+async def _ask(fleet: Fleet, engines: EngineClient, replica: Replica) -> None:
+    states = fleet.knowledge.states
+    try:
+        state = await engines.kv_state(replica.url)
+    except EngineError as error:
+        logger.debug("%s", error)
+        state = None
+    if state is None or replica.name not in fleet.view.replicas:
+        states.pop(replica.name, None)
+    else:
+        states[replica.name] = state
