@@ -13,7 +13,6 @@ from medley.core.identity import Role, dns_name
 from medley.testing.certificates import SERVICE, Issuer, write_as_kubelet
 from medley.tls.keyring import Keyring
 
-
 ENGINE = dns_name(Role.ENGINE)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -17,14 +18,19 @@ _ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 class EngineClient:
-    """HTTP to vLLM on this pod."""
+    """HTTP to vLLM on this pod: at a port of this machine, or at a socket file where one is given."""
 
-    def __init__(self, host: str, port: int, key: str) -> None:
+    def __init__(self, host: str, port: int, key: str, socket_file: Path | None = None) -> None:
         address = f"[{host}]" if ":" in host else host
+        connector = (
+            aiohttp.TCPConnector(limit=4, force_close=True)  # vLLM comes and goes: no stale connections
+            if socket_file is None
+            else aiohttp.UnixConnector(str(socket_file), limit=4, force_close=True)
+        )
         self._session = aiohttp.ClientSession(
             base_url=f"http://{address}:{port}/",
             headers={"Authorization": f"Bearer {key}"},
-            connector=aiohttp.TCPConnector(limit=4, force_close=True),  # vLLM comes and goes: no stale connections
+            connector=connector,
             trust_env=False,
         )
 
@@ -48,12 +54,16 @@ class EngineClient:
 
     async def sample(self) -> Sample | None:
         """Return vLLM's counters, or None if it has none yet or does not answer."""
+        text = await self.metrics()  # the age of the last sample says that none came
+        return None if text is None else sample_from(text, time.monotonic())
+
+    async def metrics(self) -> str | None:
+        """Return vLLM's metrics as Prometheus reads them, or None if it does not answer."""
         try:
             async with self._session.get("metrics", timeout=aiohttp.ClientTimeout(_ANSWER_S)) as answer:
-                text = await answer.text(errors="replace") if answer.status == 200 else ""  # noqa: PLR2004 - HTTP
+                return await answer.text(errors="replace") if answer.status == 200 else ""  # noqa: PLR2004 - HTTP
         except _ERRORS:
-            return None  # the age of the last sample says so
-        return sample_from(text, time.monotonic())
+            return None
 
     async def version(self) -> str:
         """Return vLLM's version; empty if it does not say."""

@@ -52,10 +52,11 @@ def _log_engine(line: str) -> None:
 class Supervisor:
     """The engine of this pod, and what everybody wants of it."""
 
-    def __init__(self, settings: Settings, client: EngineClient, folder: Path) -> None:
+    def __init__(self, settings: Settings, client: EngineClient, folder: Path, socket_file: Path | None = None) -> None:
         self._settings = settings
         self._client = client
         self._folder = folder
+        self._socket_file = socket_file  # where vLLM listens; None: on its port
         self._state = State(since=time.monotonic())
         self._seen = Seen(now=time.monotonic())
         self._process: EngineProcess | None = None
@@ -213,7 +214,9 @@ class Supervisor:
         settings = self._settings
         reports.clear(self._folder)
         self._version, self._capabilities = "", ()
-        argv = command.argv(assignment, settings.bind_host, settings.engine_port)
+        if self._socket_file is not None:
+            self._socket_file.unlink(missing_ok=True)  # of the vLLM before; a new one would not bind
+        argv = command.argv(assignment, settings.bind_host, settings.engine_port, self._socket_file)
         log(f"starting {' '.join(argv)}")
         try:
             self._process = EngineProcess(

@@ -14,7 +14,14 @@ from aiohttp import web
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="api_server.py")
-    for flag in ("--model", "--served-model-name", "--host", "--middleware", "--disable-access-log-for-endpoints"):
+    for flag in (
+        "--model",
+        "--served-model-name",
+        "--host",
+        "--middleware",
+        "--uds",
+        "--disable-access-log-for-endpoints",
+    ):
         parser.add_argument(flag)
     for flag in ("--port", "--tensor-parallel-size", "--pipeline-parallel-size", "--max-model-len"):
         parser.add_argument(flag, type=int)
@@ -99,7 +106,8 @@ async def serve(options: argparse.Namespace) -> None:
     app.router.add_post("/fake/{what}", engine.fake)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, options.host, options.port).start()
+    site = web.UnixSite(runner, options.uds) if options.uds else web.TCPSite(runner, options.host, options.port)
+    await site.start()
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(
         signal.SIGTERM, (lambda: say("SIGTERM, and I stay")) if options.fake_ignore_sigterm else ended.set
