@@ -7,6 +7,7 @@ half of the interface. All loads are asynchronous: the request waits, the model 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from vllm.config import VllmConfig
@@ -50,6 +51,8 @@ class MedleyConnector(KVConnectorBase_V1, SupportsHMA):
         self._scheduler = (
             SchedulerHalf(vllm_config, kv_cache_config, mode) if role is KVConnectorRole.SCHEDULER else None
         )
+        if role is KVConnectorRole.SCHEDULER:
+            import_module("medley.engine.kv.utilities").install()  # it imports this module
         self._worker = WorkerHalf(vllm_config) if role is KVConnectorRole.WORKER else None
 
     @property

@@ -1,4 +1,4 @@
-"""What the API server asks the engine core: methods added to it, run between its steps. Installed by the plugin.
+"""What the API server asks the engine core: methods added to it, run between its steps. Installed by connector.py.
 
 vLLM calls a method of the engine core by its name, in its main thread, also when it is idle. So nothing else runs while
 requests are exported: what a ticket says is what the client will have got.
