@@ -37,6 +37,9 @@ WRITES = re.compile(
 )
 
 
+SECRETS = {"chat-engine-key", "chat-ca", "chat-engine-tls", "chat-router-tls", "chat-operator-tls"}
+
+
 async def names_of(here, kind):
     objects, _ = await here.api.list(kind, here.namespace if kind.namespaced else None)
     return {each["metadata"]["name"] for each in objects}
@@ -60,7 +63,7 @@ async def test_a_service_becomes_ready(here):
     assert await names_of(here, SERVICE) == {"chat-router"}
     assert await names_of(here, SERVICE_ACCOUNT) == {"chat-router"}
     assert await names_of(here, BUDGET) == {"chat-engine", "chat-router"}
-    assert await names_of(here, SECRET) == {"chat-engine-key"}
+    assert await names_of(here, SECRET) == SECRETS
     service = await here.service()
     assert service["metadata"]["finalizers"] == ["medley.dev/cleanup"]
     status = service["status"]
@@ -262,7 +265,7 @@ async def test_services_of_one_name_in_two_namespaces_live_apart(here, plane):
             await there.pass_over()
         assert await names_of(there, POD) == set()
     assert len(await names_of(here, POD)) == 2
-    assert await names_of(here, SECRET) == {"chat-engine-key"}
+    assert await names_of(here, SECRET) == SECRETS
     assert await here.api.get(CLUSTER_ROLE_BINDING, f"medley:router:{here.namespace}:chat") is not None
 
 

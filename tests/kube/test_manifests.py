@@ -143,6 +143,7 @@ def test_the_engine_pod_whole():
                         {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
                         {"name": "PYTHONPATH", "value": "/medley"},
                         {"name": "MEDLEY_KEY_FILE", "value": "/var/run/medley/key/key"},
+                        {"name": "MEDLEY_TLS_DIR", "value": "/var/run/medley/tls"},
                         {"name": "MEDLEY_GRACE", "value": "25"},
                     ],
                     "ports": [
@@ -167,6 +168,7 @@ def test_the_engine_pod_whole():
                     "volumeMounts": [
                         {"name": "medley", "mountPath": "/medley", "readOnly": True},
                         {"name": "engine-key", "mountPath": "/var/run/medley/key", "readOnly": True},
+                        {"name": "tls", "mountPath": "/var/run/medley/tls", "readOnly": True},
                         {"name": "tmp", "mountPath": "/tmp"},
                         {"name": "shm", "mountPath": "/dev/shm"},
                         {"name": "cache", "mountPath": "/cache"},
@@ -177,6 +179,7 @@ def test_the_engine_pod_whole():
             "volumes": [
                 {"name": "medley", "emptyDir": {}},
                 {"name": "engine-key", "secret": {"secretName": "chat-engine-key"}},
+                {"name": "tls", "secret": {"secretName": "chat-engine-tls", "defaultMode": 0o440}},
                 {"name": "tmp", "emptyDir": {}},
                 {"name": "shm", "emptyDir": {"medium": "Memory"}},
                 {"name": "cache", "emptyDir": {}},

@@ -24,15 +24,15 @@ from medley.planning.actions import (
     Assign,
     DeleteBudgets,
     DeleteEngine,
-    DeleteKey,
     DeleteNodePool,
     DeleteRouter,
+    DeleteSecrets,
     DrainEngine,
     EnsureBudgets,
     EnsureFinalizer,
-    EnsureKey,
     EnsureNodePool,
     EnsureRouter,
+    EnsureSecrets,
     LaunchEngine,
     ReleaseFinalizer,
 )
@@ -84,7 +84,7 @@ def test_a_new_service_gets_everything_in_order():
     found = plan(observed(finalizer=False, router=RouterState()), NOW)
     assert found.actions == (
         EnsureFinalizer(),
-        EnsureKey(),
+        EnsureSecrets(),
         EnsureNodePool(PoolKey("l4", Market.SPOT)),
         EnsureRouter(),
         EnsureBudgets(1),
@@ -101,7 +101,7 @@ def test_a_new_service_gets_everything_in_order():
 def test_a_service_that_serves_is_left_alone():
     found = plan(settled(steady()), NOW)
     assert found.actions == (
-        EnsureKey(),
+        EnsureSecrets(),
         EnsureNodePool(PoolKey("l4", Market.SPOT)),
         EnsureRouter(),
         EnsureBudgets(1),
@@ -141,7 +141,7 @@ class TestRefusals:
 
     def test_an_unknown_class_is_named_with_those_there_are(self):
         found = plan(observed(service=service(classes=("l40",))), NOW)
-        assert found.actions == ()
+        assert found.actions == (EnsureSecrets(),)
         assert said(found, Condition.PLAN_FEASIBLE) == (
             Truth.FALSE,
             Reason.UNKNOWN_CLASS,
@@ -156,11 +156,11 @@ class TestRefusals:
     def test_what_serves_goes_on_while_the_service_is_wrong(self):
         lost = replica(n=0, assigned=False)
         seen = replace(steady(), service=service(classes=("l40",)), replicas=(lost, replica(n=1)))
-        assert plan(seen, NOW).actions == (Assign(lost.name),)
+        assert plan(seen, NOW).actions == (EnsureSecrets(), Assign(lost.name))
 
     def test_a_live_migration_is_refused(self):
         found = plan(observed(service=service(migration=MigrationMode.LIVE)), NOW)
-        assert found.actions == ()
+        assert found.actions == (EnsureSecrets(),)
         truth, reason, message = said(found, Condition.MIGRATION_READY)
         assert (truth, reason) == (Truth.FALSE, Reason.LIVE_MIGRATION_UNAVAILABLE)
         assert message.startswith("spec.migration.mode: ")
@@ -525,7 +525,8 @@ class TestPlanMode:
     """spec.mode Plan computes, shows and changes nothing."""
 
     def test_nothing_is_made(self):
-        found = plan(observed(service=service(mode=OperatingMode.PLAN), finalizer=False), NOW)
+        unmade = observed(service=service(mode=OperatingMode.PLAN), finalizer=False, router=RouterState(exists=False))
+        found = plan(unmade, NOW)
         assert found.actions == ()
         assert found.status.proposal.wanted == {SPOT_A: 2}
         assert said(found, Condition.CAPACITY_READY)[:2] == (Truth.UNKNOWN, Reason.PLAN_ONLY)
@@ -533,7 +534,7 @@ class TestPlanMode:
     def test_what_serves_goes_on(self):
         restarted = replica(n=0, assigned=False, phase=ReplicaPhase.STARTING)
         seen = steady(service=service(mode=OperatingMode.PLAN), replicas=(restarted, replica(SPOT_B, 0)))
-        assert plan(seen, NOW).actions == (Assign(restarted.name),)
+        assert plan(seen, NOW).actions == (EnsureSecrets(), Assign(restarted.name))
 
 
 class TestFarewell:
@@ -565,7 +566,7 @@ class TestFarewell:
             pools_of_others=frozenset({shared}),
         )
         assert plan(seen, NOW) == Plan(
-            (DeleteRouter(), DeleteBudgets(), DeleteKey(), DeleteNodePool(mine), ReleaseFinalizer()),
+            (DeleteRouter(), DeleteBudgets(), DeleteSecrets(), DeleteNodePool(mine), ReleaseFinalizer()),
             None,
             (),
             timedelta(seconds=1),

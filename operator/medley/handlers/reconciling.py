@@ -79,7 +79,7 @@ class Reconciler:
             return None
         # In a thread: the solver may take seconds, and the Lease is renewed on this loop.
         decided = await asyncio.to_thread(plan, view.observed, now)
-        refused = await act(self.api, self.supervisors, view, decided.actions)
+        refused = await act(self.api, self.supervisors, view, decided.actions, now)
         await self._write_down(view, decided, refused, now)
         self._measure(view, decided)
         return None if decided.requeue_after is None else max(decided.requeue_after.total_seconds(), 0.1)

@@ -118,9 +118,12 @@ def read_all(certificates: str) -> tuple[Reading, ...]:
         raise InvalidInputError("certificates", str(error)) from error
 
 
-def belongs(pair: KeyPair) -> bool:
-    """Say whether the private key is that of the certificate; InvalidInputError if either is none."""
-    return _private_key(pair.private_key).public_key() == _certificate(pair.certificate).public_key()
+def read_pair(pair: KeyPair) -> Reading:
+    """Return what a certificate says; InvalidInputError if the key is not its own, or either is none."""
+    certificate = _certificate(pair.certificate)
+    if _private_key(pair.private_key).public_key() != certificate.public_key():
+        raise InvalidInputError("private key", "it is the key of another certificate")
+    return _reading(certificate)
 
 
 def issued_by(certificate: str, authority: str) -> bool:

@@ -16,18 +16,22 @@ from medley.api.acceleratorclass import AcceleratorClass
 from medley.api.llmservice import LLMService
 from medley.core import names
 from medley.core.accelerators import ExistingNodes, Market, OfferingKey
+from medley.core.identity import TLS_FOLDER_VARIABLE, Role
 from medley.kube.apply import digest
 from medley.kube.manifests import (
     CONTAINER_SECURITY,
     KEY_FIELD,
     KEY_FOLDER,
     POD_SECURITY,
+    TLS_FOLDER,
     Images,
     environment,
     key_mount,
     key_volume,
     merged,
     metadata,
+    tls_mount,
+    tls_volume,
 )
 from medley.wire.assignment import Assignment
 
@@ -185,6 +189,7 @@ def _container(request: PodRequest, grace: int) -> Json:
             {
                 "PYTHONPATH": PACKAGE_FOLDER,
                 "MEDLEY_KEY_FILE": f"{KEY_FOLDER}/{KEY_FIELD}",
+                TLS_FOLDER_VARIABLE: TLS_FOLDER,
                 "MEDLEY_GRACE": str(grace),
             },
         )
@@ -214,6 +219,7 @@ def _container(request: PodRequest, grace: int) -> Json:
         "volumeMounts": [
             {"name": "medley", "mountPath": PACKAGE_FOLDER, "readOnly": True},
             key_mount(),
+            tls_mount(),
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  # an emptyDir of the pod's own
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
             {"name": "cache", "mountPath": CACHE_FOLDER},
@@ -239,6 +245,7 @@ def _volumes(item: LLMService) -> list[Json]:
     volumes: list[Json] = [
         {"name": "medley", "emptyDir": {}},
         key_volume(item),
+        tls_volume(item, Role.ENGINE),
         {"name": "tmp", "emptyDir": {}},
         {"name": "shm", "emptyDir": {"medium": "Memory"}},  # NCCL and vLLM's own processes talk through it
         {"name": "cache", "emptyDir": {}},

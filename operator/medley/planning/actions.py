@@ -17,8 +17,8 @@ class EnsureFinalizer:
 
 
 @dataclass(frozen=True, slots=True)
-class EnsureKey:
-    """Have the Secret with the engine key; an existing key stays."""
+class EnsureSecrets:
+    """Have the Secrets by which the service's processes know each other: the engine key, authorities, certificates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,8 @@ class DeleteBudgets:
 
 
 @dataclass(frozen=True, slots=True)
-class DeleteKey:
-    """Remove the Secret with the engine key."""
+class DeleteSecrets:
+    """Remove the engine key, the authorities and the certificates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class ReleaseFinalizer:
 
 Action = (
     EnsureFinalizer
-    | EnsureKey
+    | EnsureSecrets
     | EnsureNodePool
     | EnsureRouter
     | EnsureBudgets
@@ -112,7 +112,7 @@ Action = (
     | DeleteEngine
     | DeleteRouter
     | DeleteBudgets
-    | DeleteKey
+    | DeleteSecrets
     | DeleteNodePool
     | ReleaseFinalizer
 )

@@ -27,14 +27,14 @@ from medley.planning.actions import (
     Assign,
     DeleteBudgets,
     DeleteEngine,
-    DeleteKey,
     DeleteNodePool,
     DeleteRouter,
+    DeleteSecrets,
     EnsureBudgets,
     EnsureFinalizer,
-    EnsureKey,
     EnsureNodePool,
     EnsureRouter,
+    EnsureSecrets,
     LaunchEngine,
     ReleaseFinalizer,
 )
@@ -115,8 +115,13 @@ def _refused(observed: Observed, refusal: Refusal, now: datetime) -> Plan:
 
 
 def _kept_going(observed: Observed, now: datetime) -> tuple[Action, ...]:
-    """Return what keeps serving what serves, and changes nothing: supervisors that restarted get their assignment."""
-    return tuple(action for action in rollout.changes(observed, {}, now) if isinstance(action, Assign))
+    """Return what keeps serving what serves: certificates that do not end, assignments for supervisors that restarted.
+
+    It changes nothing that a person would see.
+    """
+    assignments = tuple(action for action in rollout.changes(observed, {}, now) if isinstance(action, Assign))
+    serving = bool(observed.replicas) or observed.router.exists
+    return (EnsureSecrets(), *assignments) if serving else assignments
 
 
 def _carried_out(observed: Observed, proposal: Proposal, now: datetime) -> Plan:
@@ -133,7 +138,7 @@ def _carried_out(observed: Observed, proposal: Proposal, now: datetime) -> Plan:
         pools = sorted({_pool(key) for key, count in proposal.wanted.items() if count})
         made = {each.name for each in observed.classes if _made_by_karpenter(each)}
         actions += (
-            EnsureKey(),
+            EnsureSecrets(),
             *(EnsureNodePool(pool) for pool in pools if pool.accelerator_class in made),
             EnsureRouter(),
             # One engine may be evicted at a time, and the last one only once another serves.
@@ -175,7 +180,7 @@ def _farewell(observed: Observed) -> Plan:
     unused = sorted(observed.pools - observed.pools_of_others)
     return Plan(
         # Again, since the routers' objects besides the Deployment may be left from a pass that died.
-        (DeleteRouter(), DeleteBudgets(), DeleteKey(), *map(DeleteNodePool, unused), ReleaseFinalizer()),
+        (DeleteRouter(), DeleteBudgets(), DeleteSecrets(), *map(DeleteNodePool, unused), ReleaseFinalizer()),
         None,
         (),
         RESYNC_FAREWELL,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +15,10 @@ import aiohttp
 from pydantic import ValidationError
 
 from medley.core.errors import EngineError, InvalidInputError
+from medley.core.identity import Role, dns_name
 from medley.router.openai_api import Endpoint
 from medley.router.session import Broken, Cause
+from medley.tls.keyring import Keyring
 from medley.wire.assignment import Message
 from medley.wire.generate import (
     GENERATE_PATH,
@@ -76,11 +78,19 @@ def key_file(path: Path | None) -> Callable[[], str | None]:
 
 
 class EngineClient:
-    """Talks to engines over one connection pool."""
+    """Talks to engines over one connection pool; with a keyring, by mutual TLS."""
 
-    def __init__(self, session: aiohttp.ClientSession, key: Callable[[], str | None]) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, key: Callable[[], str | None], keyring: Keyring | None = None
+    ) -> None:
         self._session = session
         self._key = key
+        self._keyring = keyring
+
+    @property
+    def scheme(self) -> str:
+        """How URLs of engines begin, of all ports but the open one."""
+        return "http" if self._keyring is None else "https"
 
     async def generate(self, url: str, call: GenerateCall) -> AsyncGenerator[list[TokenEvent | EngineFault | Broken]]:
         """Yield the events of a call as they come, those that came together in one list; the last may be `Broken`.
@@ -90,10 +100,10 @@ class EngineClient:
         accepted = False
         splitter = EventSplitter()
         try:
-            async with self._session.post(
+            async with self._request(
+                "POST",
                 url + GENERATE_PATH,
                 data=call.body(),
-                headers=self._headers(),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
                 read_bufsize=_READ_BUFFER_BYTES,
             ) as response:
@@ -123,9 +133,7 @@ class EngineClient:
         path = RENDER_CHAT_PATH if endpoint is Endpoint.CHAT else RENDER_COMPLETION_PATH
         timeout = aiohttp.ClientTimeout(total=RENDER_SECONDS, sock_connect=CONNECT_SECONDS)
         try:
-            async with self._session.post(
-                url + path, data=json.dumps(body).encode(), headers=self._headers(), timeout=timeout
-            ) as response:
+            async with self._request("POST", url + path, data=json.dumps(body).encode(), timeout=timeout) as response:
                 answer = await response.read()
                 if response.status != _OK:
                     fault = parse_fault(response.status, answer)
@@ -179,9 +187,7 @@ class EngineClient:
         timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
         data = None if body is None else body.model_dump_json().encode()
         try:
-            async with self._session.request(
-                method, url, data=data, headers=self._headers(), timeout=timeout
-            ) as response:
+            async with self._request(method, url, data=data, timeout=timeout) as response:
                 return response.status, await response.read()
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             raise EngineError(f"asking {url}: {error or type(error).__name__}") from error
@@ -201,13 +207,19 @@ class EngineClient:
     async def _get(self, url: str) -> bytes:
         try:
             timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
-            async with self._session.get(url, headers=self._headers(), timeout=timeout) as response:
+            async with self._request("GET", url, timeout=timeout) as response:
                 body = await response.read()
                 if response.status != _OK:
                     raise EngineError(f"getting {url}: status {response.status}: {body[:200].decode(errors='replace')}")
                 return body
         except (aiohttp.ClientError, OSError) as error:
             raise EngineError(f"getting {url}: {error or type(error).__name__}") from error
+
+    def _request(self, method: str, url: str, **options: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        if self._keyring is not None:
+            # The newest certificates for each new connection; those that are open keep theirs.
+            options |= {"ssl": self._keyring.client, "server_hostname": dns_name(Role.ENGINE)}
+        return self._session.request(method, url, headers=self._headers(), **options)
 
     def _headers(self) -> dict[str, str]:
         key = self._key()

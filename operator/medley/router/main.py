@@ -30,6 +30,7 @@ from medley.router.mover import Mover
 from medley.router.server import Followed, RouterServer, Serving
 from medley.router.settings import EVERYWHERE, RouterSettings
 from medley.router.text import Vocabulary
+from medley.tls.keyring import Keyring
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ async def running(settings: RouterSettings, source: Source | None = None) -> Asy
     metrics.live.running, metrics.live.waiting = (lambda: fleet.running), (lambda: admission.waiting)
     metrics.live.notices = lambda: {name: seen.timestamp() for name, seen in fleet.notices.items()}
     async with connection_pool() as session:
-        engines = EngineClient(session, key_file(settings.engine_key_file))
+        keyring = None if settings.tls_folder is None else Keyring(settings.tls_folder, logger.warning)
+        engines = EngineClient(session, key_file(settings.engine_key_file), keyring)
         server = RouterServer(
             fleet=fleet,
             admission=admission,

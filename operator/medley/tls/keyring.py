@@ -6,10 +6,12 @@ swaps the folder, and from then on new handshakes use what is new. Connections t
 
 from __future__ import annotations
 
+import os
 import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +38,28 @@ class _Loaded:
     service: str
     server: ssl.SSLContext
     client: ssl.SSLContext
+
+
+@lru_cache(maxsize=1024)
+def client_context(authorities: str, certificate: str, private_key: str) -> ssl.SSLContext:
+    """Return a context to connect with, of PEM texts; the same for the same texts, so that connections are kept.
+
+    Raises InvalidInputError if they are no certificates, or do not fit.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # Python reads a private key from a file alone; this one is in memory.
+    file = os.memfd_create("medley-tls")
+    try:
+        with open(file, "wb", closefd=False) as out:  # it has no path
+            out.write(f"{certificate}\n{private_key}".encode())
+        context.load_verify_locations(cadata=authorities)
+        context.load_cert_chain(f"/proc/self/fd/{file}")
+    except (OSError, ValueError) as error:
+        raise InvalidInputError("certificate", str(error)) from error
+    finally:
+        os.close(file)
+    return context
 
 
 class Keyring:
