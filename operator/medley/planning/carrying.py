@@ -103,6 +103,13 @@ class _Room:
             and self.link_s >= option.link_s
         )
 
+    def best_first(self, options: Sequence[_Option]) -> list[_Option]:
+        """Order what fits: the shortest pause, then what is copied already, then where most is free."""
+        return sorted(
+            filter(self.fits, options),
+            key=lambda each: (each.pause_s, each.link_s, -self.tokens[each.target], -self.slots[each.target]),
+        )
+
     def take(self, option: _Option, sign: int = 1) -> None:
         self.slots[option.target] -= sign
         self.tokens[option.target] -= sign * option.tokens
@@ -145,7 +152,7 @@ def choose(
         if option is not None:
             room.take(option)
     for rest in options[MOST_SEARCHED:]:
-        option = next((each for each in rest if room.fits(each)), None)
+        option = next(iter(room.best_first(rest)), None)
         picked.append(option)
         if option is not None:
             room.take(option)
@@ -183,18 +190,17 @@ def remaining_room(
 
 
 def _options(stream: Stream, targets: Sequence[Target], link: Link | None, cut: timedelta) -> list[_Option]:
-    """Return what can be done with a stream, the best first; equals by what is copied already, then by free KV."""
-    found: list[tuple[float, float, float, str, _Option]] = []
+    """Return what can be done with a stream."""
+    found: list[_Option] = []
     for index, target in enumerate(targets):
         tokens = _whole_blocks(stream.context_tokens + 1, target.block_tokens)
-        free = float("inf") if target.free_tokens is None else float(target.free_tokens)
         refill = _Option(index, carry=False, pause_s=_refill_s(stream, target), link_s=0.0, last_s=0.0, tokens=tokens)
-        found.append((refill.pause_s, refill.link_s, -free, target.name, refill))
+        found.append(refill)
         if link is not None and target.carries and (target.takes_outputs or not stream.counts_outputs):
             carry = _carry(stream, target, index, link, cut)
             if stream.made_tokens and carry.pause_s <= refill.pause_s:
-                found.append((carry.pause_s, carry.link_s, -free, target.name, carry))
-    return [option for *_, option in sorted(found, key=lambda each: each[:4])]
+                found.append(carry)
+    return found
 
 
 def _carry(stream: Stream, target: Target, index: int, link: Link, cut: timedelta) -> _Option:
@@ -259,12 +265,11 @@ class _Search:
         if n == len(self._options):
             self._best = (stayed, pause_s, list(self._picked))
             return
-        for option in self._options[n]:
-            if self._room.fits(option):
-                self._room.take(option)
-                self._picked[n] = option
-                self._descend(n + 1, stayed, pause_s + option.pause_s)
-                self._room.take(option, -1)
+        for option in self._room.best_first(self._options[n]):
+            self._room.take(option)
+            self._picked[n] = option
+            self._descend(n + 1, stayed, pause_s + option.pause_s)
+            self._room.take(option, -1)
         self._picked[n] = None
         self._descend(n + 1, stayed + 1, pause_s)
 

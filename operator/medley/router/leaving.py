@@ -23,6 +23,7 @@ _WEIGHT_OF_THE_NEWEST = 0.3
 _ASSUMED_HANDOVER_SECONDS = 0.05
 # Shorter prompts tell more of the queue than of the prefill.
 _LEAST_TELLING_PROMPT = 256
+_LEAST_TELLING_SECONDS = 0.25
 
 
 @dataclass(slots=True)
@@ -54,9 +55,13 @@ class Knowledge:
             self.prefill_tokens_per_s.setdefault(attempt.replica.name, Measured()).add(rate)
 
     def carried(self, replica: str, size_bytes: int, seconds: float) -> None:
-        """Take in how fast bytes came out of a replica."""
-        if size_bytes > 0 and seconds > 0:
-            self.bytes_per_s.setdefault(replica, Measured()).add(size_bytes / seconds)
+        """Take in how fast bytes came out of a replica. A short copy is mostly waiting: it can only prove speed."""
+        if size_bytes <= 0 or seconds <= 0:
+            return
+        measured = self.bytes_per_s.setdefault(replica, Measured(ASSUMED_BYTES_PER_S))
+        rate = size_bytes / seconds
+        if seconds >= _LEAST_TELLING_SECONDS or rate > (measured.value or 0.0):
+            measured.add(rate)
 
     def forget(self, known: Mapping[str, Replica]) -> None:
         """Drop replicas that are gone."""

@@ -78,11 +78,8 @@ class Mover:
                 await _within(_LOOK_AGAIN_SECONDS, move.ended)
                 continue
             due = now >= way.cut_at
-            if (
-                failed < _MOST_FAILED_COPIES
-                and self._is_behind(move, history, target, source, due=due)
-                and (not refreshed and now >= way.copy_at)
-            ):
+            worth_it = failed < _MOST_FAILED_COPIES and self._is_behind(move, history, target, source, due=due)
+            if worth_it and not refreshed and (due or now >= way.copy_at):
                 refreshed = due
                 try:
                     async with turn:
@@ -111,9 +108,11 @@ class Mover:
         source, choice = attempt.replica, history.choice
         begun = self._clock()
         ticket = await self._engines.export(source.url, choice.request_id, keep_running=True, lease_s=LEASE_SECONDS)
-        if ticket is None or not ticket.valid_tokens:
-            raise EngineError(f"exporting {choice.request_id} from {source.name}: it has nothing to carry")
+        if ticket is None:
+            raise EngineError(f"exporting {choice.request_id} from {source.name}: it is not known there")
         async with self._pinned(source, ticket):
+            if not ticket.valid_tokens:
+                raise EngineError(f"exporting {choice.request_id} from {source.name}: nothing is computed yet")
             await _arrives(history, ticket.valid_tokens)
             name = f"{choice.request_id}-copy-{len(move.copied)}-{ticket.valid_tokens}"
             sampling = {"temperature": 0.0, "seed": 0, "max_tokens": 1, "min_tokens": 0}
