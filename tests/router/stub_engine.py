@@ -352,7 +352,7 @@ class StubEngine:
             await self._prefill(name, list(running.tokens), (body.get("kv_transfer_params") or {}).get("medley"))
         self.running_requests[name] = running
         try:
-            await self._steps(request, response, fault, sampling, tokens, running)
+            await self._steps(request, response, fault, sampling=sampling, tokens=tokens, running=running)
         finally:
             if self.running_requests.get(name) is running:
                 del self.running_requests[name]
@@ -362,6 +362,7 @@ class StubEngine:
         request: web.Request,
         response: web.StreamResponse,
         fault: Fault | None,
+        *,
         sampling: dict[str, Any],
         tokens: list[int],
         running: Running,

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from medley.planning.carrying import Stream
+from medley.router.prefixes import Keys, keys_of
 from medley.router.session import Cause, Choice, counts_outputs
 from medley.wire.ticket import Ticket
 
@@ -40,6 +41,14 @@ class History:
     def length(self) -> int:
         """Tokens of prompt and output."""
         return len(self.choice.rendered.token_ids) + len(self.committed)
+
+    def keys(self) -> Keys:
+        """Return where its tokens are in the prefix index; nowhere if its KV depends on more than tokens and names."""
+        rendered = self.choice.rendered
+        if rendered.attachments.get("features") is not None:
+            return ()
+        salt = str(rendered.attachments.get("cache_salt") or "")
+        return keys_of(self.prefix(self.length), (self.choice.adapter or "", salt))
 
     def prefix(self, length: int) -> tuple[int, ...]:
         """Return the first tokens of prompt and output."""
@@ -90,6 +99,7 @@ class Attempt:
     history: History | None = None
     ticket: Ticket | None = None  # with which it began
     serial: int = 0  # of all attempts of this router
+    work: float = 1.0  # tokens that it is expected to make yet
     ended: bool = False
     way: Way | None = None  # None: it ends here, or stays
     move: Move | None = None

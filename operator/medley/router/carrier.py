@@ -14,8 +14,9 @@ from medley.core.workload import Bucket
 from medley.router.admission import Admission
 from medley.router.attempt import Attempt, Handover, History
 from medley.router.engine_client import EngineClient
-from medley.router.fleet import Fleet
+from medley.router.fleet import Fleet, Wanted
 from medley.router.metrics import RouterMetrics
+from medley.router.prefixes import Keys
 from medley.router.session import (
     Abandon,
     Broken,
@@ -48,6 +49,8 @@ class Carriage:
     broken_by: Cause | None = None  # of the attempt before, until a token follows
     avoid: str | None = None  # the replica that broke last
     patience: float = 1.0
+    keys: Keys = ()  # of its prompt, in the prefix index
+    per_minute: float = 0.0  # requests of its class
     handover: Handover | None = None  # of the attempt before, until its successor has made a token
 
     @property
@@ -98,17 +101,14 @@ class Carrier:
 
     async def _place(self, carriage: Carriage, seek: Seek) -> Attempt:
         """Take the place that was chosen for a stream that moves; otherwise wait for one."""
+        wanted = Wanted(
+            carriage.bucket, carriage.remaining, carriage.patience, carriage.avoid, carriage.keys, carriage.per_minute
+        )
         attempt = None
         if carriage.handover is not None:
-            attempt = self._fleet.open_at(carriage.handover.target, carriage.remaining, carriage.patience)
+            attempt = self._fleet.open_at(carriage.handover.target, wanted)
         if attempt is None:
-            attempt = await self._admission.place(
-                carriage.bucket,
-                carriage.remaining,
-                resuming=seek.resuming,
-                patience=carriage.patience,
-                avoid=carriage.avoid,
-            )
+            attempt = await self._admission.place(wanted, resuming=seek.resuming)
         attempt.history = carriage.history
         attempt.ticket = None if carriage.handover is None else carriage.handover.ticket
         return attempt
@@ -137,8 +137,8 @@ class Carrier:
             if isinstance(command, Seek):
                 cause = event.cause if isinstance(event, Broken) else Cause.ENGINE_ERROR
                 self._note_break(carriage, attempt, cause)
-            elif attempt.replica.name in self._fleet.leaving:
-                self._metrics.departed("finished")
+            elif isinstance(command, Finish):
+                self._note_finish(carriage, attempt)
         finally:
             self._fleet.close(attempt, cause)
             carriage.arrive()  # if it has not: this attempt broke before its first token
@@ -182,9 +182,16 @@ class Carrier:
         if cause is Cause.SILENCE:
             carriage.patience = min(carriage.patience * 2, _MOST_PATIENCE)
 
+    def _note_finish(self, carriage: Carriage, attempt: Attempt) -> None:
+        name = attempt.replica.name
+        if name in self._fleet.leaving:
+            self._metrics.departed("finished")
+        else:  # the next turn of a conversation begins with this one
+            self._fleet.prefixes.add(name, carriage.history.keys())
+
     def _note_tokens(self, attempt: Attempt, tokens: int) -> None:
         first = attempt.first_token is None
-        attempt.received(tokens, self._clock())
+        self._fleet.received(attempt, tokens)
         if first:
             self._fleet.made_token(attempt.replica)
             self._fleet.knowledge.prefilled(attempt)

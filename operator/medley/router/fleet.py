@@ -6,19 +6,25 @@ Sources (`cluster`, `static`) replace the immutable `FleetView`; `admission` pla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from medley.core.workload import Bucket
-from medley.planning.routing import Candidate, Credit, RoutingTable, place
+from medley.planning.routing import Candidate, Credit, Placement, RoutingTable, place
 from medley.router.attempt import Attempt, Replica
 from medley.router.leaving import Knowledge, Leaving
+from medley.router.prefixes import Keys, PrefixIndex
 from medley.router.session import Cause
+from medley.router.sizes import Sizes
 
 # A replica that broke gets no request for this long; twice as long each time, until it makes a token again.
 FIRST_SUSPENSION_SECONDS = 0.25
 LONGEST_SUSPENSION_SECONDS = 15.0
+# For the sake of prefixes a shape may run ahead of its share by so many requests of a class, or this part of what came
+# within a minute; so over a minute shares hold to within twice that.
+LEAST_SLACK_REQUESTS = 2.0
+SLACK_OF_A_MINUTE = 0.025
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,18 @@ class Limits:
 
     silence: timedelta = timedelta(seconds=5)  # between tokens
     first_token: timedelta = timedelta(seconds=60)  # from the call to its first token
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A place for one attempt."""
+
+    bucket: Bucket | None
+    remaining_tokens: int  # at most
+    patience: float = 1.0
+    avoid: str | None = None  # a replica that is taken only if no other is there
+    keys: Keys = ()  # of its prompt, in the prefix index
+    per_minute: float = 0.0  # requests of its class
 
 
 @dataclass(slots=True)
@@ -59,6 +77,9 @@ class Fleet:
         self._attempts: dict[str, set[Attempt]] = {}
         self._suspects: dict[str, _Suspect] = {}
         self._credit: Credit = {}
+        self._work: dict[str, float] = {}  # tokens expected yet, by replica
+        self.prefixes = PrefixIndex()
+        self.sizes = Sizes(clock=clock)
         self._opened = 0
         self.knowledge = Knowledge()
         self.leaving = Leaving(self.knowledge, clock=clock, wall_clock=wall_clock)
@@ -68,23 +89,33 @@ class Fleet:
 
     def replace(self, view: FleetView) -> None:
         """Take in what a source sees now."""
+        for gone in self.view.replicas.keys() - view.replicas.keys():
+            self.prefixes.forget(gone)
         self.view = view
         self.knowledge.forget(view.replicas)
         self.settle()
 
     # What admission and the carrier do
 
-    def place(self, bucket: Bucket | None, *, avoid: str | None = None) -> Replica | None:
-        """Return the replica for one more request, or None: no room now. `avoid` is taken only if no other is there."""
-        candidates = self.candidates()
-        others = [each for each in candidates if each.name != avoid]
-        placement = place(self.view.table, bucket, others or candidates, self._credit)
+    def place(self, wanted: Wanted) -> Replica | None:
+        """Return the replica for one more request, or None: no room now."""
+        held = self.prefixes.held(wanted.keys) if wanted.keys else {}
+        candidates = [
+            replace(each, prefix_tokens=held[each.name]) if each.name in held else each for each in self.candidates()
+        ]
+        others = [each for each in candidates if each.name != wanted.avoid]
+        placement = self._placement(wanted, others or candidates)
         if placement is None and others:
-            placement = place(self.view.table, bucket, candidates, self._credit)
+            placement = self._placement(wanted, candidates)
         if placement is None:
             return None
         self._credit = placement.credit
         return self.view.replicas[placement.replica]
+
+    def _placement(self, wanted: Wanted, candidates: Sequence[Candidate]) -> Placement | None:
+        size = self.sizes.expected(wanted.bucket, wanted.remaining_tokens)
+        slack = max(LEAST_SLACK_REQUESTS, wanted.per_minute * SLACK_OF_A_MINUTE)
+        return place(self.view.table, wanted.bucket, candidates, self._credit, slack=slack, size=size)
 
     def candidates(self) -> list[Candidate]:
         """Return the replicas that new requests may go to. One that broke is tried with one request at a time.
@@ -99,23 +130,37 @@ class Fleet:
             if not replica.ready or replica.leaves_at is not None or (suspect and now < suspect.until):
                 continue
             running = len(self._attempts.get(replica.name, ()))
-            candidate = Candidate(replica.name, replica.shape, running, 1 if suspect else replica.max_running)
+            most = 1 if suspect else replica.max_running
+            work = self._work.get(replica.name, 0.0)
+            candidate = Candidate(replica.name, replica.shape, running, most, work)
             (silent if replica.silent else found).append(candidate)
         return found or silent
 
-    def open(self, replica: Replica, remaining_tokens: int, patience: float) -> Attempt:
+    def open(self, replica: Replica, wanted: Wanted) -> Attempt:
         """Count an attempt on a replica."""
         now = self._clock()
         self._opened += 1
-        attempt = Attempt(replica, now, now, remaining_tokens, patience, serial=self._opened)
+        work = self.sizes.expected(wanted.bucket, wanted.remaining_tokens)
+        attempt = Attempt(replica, now, now, wanted.remaining_tokens, wanted.patience, serial=self._opened, work=work)
         self._attempts.setdefault(replica.name, set()).add(attempt)
+        self._work[replica.name] = self._work.get(replica.name, 0.0) + work
+        if wanted.keys:
+            self.prefixes.add(replica.name, wanted.keys)
         return attempt
 
-    def open_at(self, name: str, remaining_tokens: int, patience: float) -> Attempt | None:
+    def open_at(self, name: str, wanted: Wanted) -> Attempt | None:
         """Count an attempt on the replica named, if it may take one now."""
         if any(each.name == name and each.has_room for each in self.candidates()):
-            return self.open(self.view.replicas[name], remaining_tokens, patience)
+            return self.open(self.view.replicas[name], wanted)
         return None
+
+    def received(self, attempt: Attempt, tokens: int) -> None:
+        """Note that tokens came."""
+        attempt.received(tokens, self._clock())
+        # Who makes more than was expected is not done yet.
+        done = min(float(tokens), attempt.work - 1.0)
+        attempt.work -= done
+        self._work[attempt.replica.name] -= done
 
     def close(self, attempt: Attempt, cause: Cause | None) -> None:
         """Count it no longer. `cause` says how it broke; None: it did not, or the client left."""
@@ -125,9 +170,12 @@ class Fleet:
             attempt.move.ended.set()
         attempts = self._attempts.get(name)
         if attempts is not None:
-            attempts.discard(attempt)
+            if attempt in attempts:
+                attempts.remove(attempt)
+                self._work[name] -= attempt.work
             if not attempts:
                 del self._attempts[name]
+                del self._work[name]
         if cause is not None and cause not in {Cause.NOTICE, Cause.DIVERGED}:
             self._suspend(name)
         self.changed()

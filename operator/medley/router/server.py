@@ -334,7 +334,9 @@ class RouterServer:
         carriages = []
         for choice, each in zip(ready.choices, deliver, strict=True):
             bucket = self._metrics.asked(grid, len(choice.rendered.token_ids), choice.rendered.max_tokens)
-            carriages.append(Carriage(bucket, History(choice), ready.arrived, deadline, each))
+            carriage = Carriage(bucket, History(choice), ready.arrived, deadline, each)
+            carriage.keys, carriage.per_minute = carriage.history.keys(), self._fleet.sizes.arrived(bucket)
+            carriages.append(carriage)
         talks = [conversation(each.history.choice, ready.vocabulary, each.history.committed) for each in carriages]
         if len(carriages) == 1:
             ends: list[Finish | Abandon] = [await self._carrier.carry(talks[0], carriages[0])]
@@ -348,6 +350,7 @@ class RouterServer:
         for end, carriage in zip(ends, carriages, strict=True):
             if isinstance(end, Abandon):
                 return end.fault
+            self._fleet.sizes.made(carriage.bucket, carriage.delivered)
             if carriage.bucket is not None:
                 self._metrics.finished(grid, carriage.bucket, carriage.delivered)
         return None
