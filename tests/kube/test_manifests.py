@@ -94,7 +94,7 @@ def test_the_engine_pod_whole():
         },
         "spec": {
             "restartPolicy": "Always",
-            "terminationGracePeriodSeconds": 25,
+            "terminationGracePeriodSeconds": 90,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "securityContext": {
@@ -144,7 +144,7 @@ def test_the_engine_pod_whole():
                         {"name": "PYTHONPATH", "value": "/medley"},
                         {"name": "MEDLEY_KEY_FILE", "value": "/var/run/medley/key/key"},
                         {"name": "MEDLEY_TLS_DIR", "value": "/var/run/medley/tls"},
-                        {"name": "MEDLEY_GRACE", "value": "25"},
+                        {"name": "MEDLEY_GRACE", "value": "90"},
                     ],
                     "ports": [
                         {"name": "engine", "containerPort": 8000},

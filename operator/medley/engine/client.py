@@ -8,11 +8,14 @@ from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
+from pydantic import ValidationError
 
 from medley.core.errors import EngineError
 from medley.engine.samples import Sample, sample_from
+from medley.wire.ticket import EXPORT_PATH, STATE_PATH, ExportRequest, KvState
 
 _ANSWER_S: Final = 5.0  # /health and /metrics; an engine that takes longer is not healthy
+_LAST_LEASE_S: Final = 1.0  # vLLM ends a moment later
 _TOKEN: Final = 0  # every vocabulary has it
 _ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError)
 
@@ -64,6 +67,27 @@ class EngineClient:
                 return await answer.text(errors="replace") if answer.status == 200 else ""  # noqa: PLR2004 - HTTP
         except _ERRORS:
             return None
+
+    async def exports(self) -> int | None:
+        """Return how many KV caches are held for other engines; 0 without the plugin, None if vLLM does not answer."""
+        try:
+            async with self._session.get(STATE_PATH[1:], timeout=aiohttp.ClientTimeout(_ANSWER_S)) as answer:
+                text = await answer.text(errors="replace")
+                return KvState.model_validate_json(text).exports if answer.status == 200 else 0  # noqa: PLR2004 - HTTP
+        except (*_ERRORS, ValidationError):
+            return None
+
+    async def end_requests(self) -> None:
+        """Have vLLM end all requests, each after a token that went out; without the plugin, EngineError."""
+        body = ExportRequest(requests=None, keep_running=False, lease_s=_LAST_LEASE_S).model_dump(mode="json")
+        try:
+            async with self._session.post(
+                EXPORT_PATH[1:], json=body, timeout=aiohttp.ClientTimeout(_ANSWER_S)
+            ) as answer:
+                if answer.status != 200:  # noqa: PLR2004 - HTTP
+                    raise EngineError(f"ending vLLM's requests: status {answer.status}")
+        except _ERRORS as error:
+            raise EngineError(f"ending vLLM's requests: {error or type(error).__name__}") from error
 
     async def version(self) -> str:
         """Return vLLM's version; empty if it does not say."""

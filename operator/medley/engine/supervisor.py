@@ -190,6 +190,9 @@ class Supervisor:
                 self._seen = replace(self._seen, probe=probe)
                 assert self._process is not None
                 self._begin(f"probe {self._process.pid}", self._ask(self._process, probe))
+            case Command.CUT:
+                assert self._process is not None
+                self._begin(f"cut {self._process.pid}", self._cut())
             case Command.TERMINATE:
                 assert self._process is not None
                 self._process.terminate()
@@ -229,7 +232,7 @@ class Supervisor:
         if self._process is not None:
             self._begin(f"close {self._process.pid}", self._process.close())
         self._process = self._stillborn = None
-        self._seen = replace(self._seen, process=None, healthy=False, sample=None, probe=None)
+        self._seen = replace(self._seen, process=None, healthy=False, sample=None, probe=None, exports=0)
 
     async def _look(self) -> None:
         """Ask vLLM how it is; without one, look whether the model is there."""
@@ -242,14 +245,24 @@ class Supervisor:
                     self._woken.set()
             return
         healthy, sample = await asyncio.gather(self._client.is_healthy(), self._client.sample())
+        leaving = self._state.phase is EnginePhase.DRAINING
+        exports = await self._client.exports() if leaving else 0
         if healthy and not self._version:
             self._version = await self._client.version()
             self._capabilities = reports.capabilities(self._folder)
             if complaints := reports.complaints(self._folder):
                 log(f"plugin: {complaints}")
         if self._process is process:  # else the answers are of another one
-            self._seen = replace(self._seen, healthy=healthy, sample=sample or self._seen.sample)
+            # An answer that did not come leaves what was known: it is not zero.
+            known = self._seen.exports if exports is None else exports
+            self._seen = replace(self._seen, healthy=healthy, sample=sample or self._seen.sample, exports=known)
             self._woken.set()
+
+    async def _cut(self) -> None:
+        try:
+            await self._client.end_requests()
+        except EngineError as error:
+            log(f"{error}; they end with vLLM")
 
     async def _ask(self, process: EngineProcess, probe: Probe) -> None:
         served = self._state.served

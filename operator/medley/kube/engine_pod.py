@@ -15,7 +15,8 @@ from medley.api import convert
 from medley.api.acceleratorclass import AcceleratorClass
 from medley.api.llmservice import LLMService
 from medley.core import names
-from medley.core.accelerators import ExistingNodes, Market, OfferingKey
+from medley.core.accelerators import ExistingNodes, OfferingKey
+from medley.core.grace import grace
 from medley.core.identity import TLS_FOLDER_VARIABLE, Role
 from medley.kube.apply import digest
 from medley.kube.manifests import (
@@ -44,9 +45,6 @@ PACKAGE_FOLDER = "/medley"
 CACHE_FOLDER = "/cache"
 GENERATION = 1  # a pod's assignment never changes: re-laying replicas over pods will count up from here
 DEFAULT_MAX_RUNNING = 64
-
-# What the shortest reclaim notice leaves an ordinary pod, less a margin; on-demand nodes go when they are empty.
-GRACE_SECONDS = {Market.SPOT: 25, Market.ON_DEMAND: 600, Market.RESERVED: 600}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,19 +119,20 @@ def _assignment(request: PodRequest, name: str) -> Assignment:
 
 def _spec(request: PodRequest) -> Json:
     item, offering = request.item, request.offering
-    grace = GRACE_SECONDS[offering.market]
+    nodes = convert.accelerator_class(request.accelerator_class).nodes
+    seconds = round(grace(offering.market, nodes).total_seconds())
     runtime_class = request.accelerator_class.spec.engine.runtime_class_name
     pull_secrets = [{"name": each.name} for each in item.spec.engine.image_pull_secrets]
     ours: Json = {
         "restartPolicy": "Always",
-        "terminationGracePeriodSeconds": grace,
+        "terminationGracePeriodSeconds": seconds,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": POD_SECURITY,
         "affinity": _affinity(request),
         "tolerations": _tolerations(request),
         "initContainers": [_init_container(request)],
-        "containers": [_container(request, grace)],
+        "containers": [_container(request, seconds)],
         "volumes": _volumes(item),
         **({"runtimeClassName": runtime_class} if runtime_class else {}),
         **({"imagePullSecrets": pull_secrets} if pull_secrets else {}),
@@ -174,7 +173,7 @@ def _init_container(request: PodRequest) -> Json:
     }
 
 
-def _container(request: PodRequest, grace: int) -> Json:
+def _container(request: PodRequest, grace_seconds: int) -> Json:
     item = request.item
     resources = item.spec.engine.resources.model_dump(by_alias=True, mode="json")
     gpus = {request.accelerator_class.spec.gpu.resource_name: str(request.offering.shape.gpus)}
@@ -190,7 +189,7 @@ def _container(request: PodRequest, grace: int) -> Json:
                 "PYTHONPATH": PACKAGE_FOLDER,
                 "MEDLEY_KEY_FILE": f"{KEY_FOLDER}/{KEY_FIELD}",
                 TLS_FOLDER_VARIABLE: TLS_FOLDER,
-                "MEDLEY_GRACE": str(grace),
+                "MEDLEY_GRACE": str(grace_seconds),
             },
         )
         + _token(item),
