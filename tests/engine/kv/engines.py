@@ -114,7 +114,7 @@ class Engine:
         }  # fmt: skip
 
     def stream(self, name: str, prompt, committed=(), ticket=None, **sampling) -> Stream:
-        return Stream(self, name, prompt, committed, ticket, sampling)
+        return Stream(self, name, prompt, committed=committed, ticket=ticket, sampling=sampling)
 
     async def tokens(self, name: str, prompt, committed=(), ticket=None, **sampling) -> list[int]:
         one = self.stream(name, prompt, committed, ticket, **sampling)
@@ -124,7 +124,7 @@ class Engine:
 class Stream:
     """One request and the tokens it gave; times are of the event loop's clock."""
 
-    def __init__(self, engine: Engine, name: str, prompt, committed, ticket, sampling) -> None:
+    def __init__(self, engine: Engine, name: str, prompt, *, committed, ticket, sampling) -> None:
         self.tokens: list[int] = []
         self.times: list[float] = []
         self.logprobs: list[float] = []

@@ -12,7 +12,9 @@ HERE = Identity(GEOMETRY, NUMERICS, MODEL)
 
 
 def one(blocks: int, **changes):
-    return ticket([(Shard(("a",), 0, 1), Address("h", 1), b"")], tuple(range(100, 100 + blocks)), Address("h", 2), **changes)
+    return ticket(
+        [(Shard(("a",), 0, 1), Address("h", 1), b"")], tuple(range(100, 100 + blocks)), Address("h", 2), **changes
+    )
 
 
 @pytest.mark.parametrize("parameters", [None, {}, {"medley": None}, {"other": 1}, [], 7], ids=str)
@@ -23,7 +25,8 @@ def test_requests_without_a_ticket_are_ordinary(parameters):
 def test_a_ticket_comes_as_json_and_one_without_tokens_is_none():
     offered = one(2)
     assert accepted({"medley": offered.model_dump(mode="json")}, HERE) == offered
-    assert accepted({"medley": one(0, sources=(), pins=None).model_dump()}, HERE) is None
+    nothing = one(1).model_dump() | {"valid_tokens": 0, "blocks": (), "sources": (), "pins": None}
+    assert accepted({"medley": nothing}, HERE) is None
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,15 @@ def test_a_load_covers_what_is_missing_and_leaves_the_last_token_to_compute(vali
         (0, 0, 5, False, 0),
         (300, 0, 331, True, 0),
     ],
-    ids=["decoding", "all computed", "two steps ahead", "in mid-prefill", "first chunk under way", "waiting", "loading"],
+    ids=[
+        "decoding",
+        "all computed",
+        "two steps ahead",
+        "in mid-prefill",
+        "first chunk under way",
+        "waiting",
+        "loading",
+    ],
 )
 def test_only_positions_that_are_written_for_good_are_exported(computed, in_flight, tokens, loading, valid):
     assert exportable(computed=computed, in_flight=in_flight, tokens=tokens, loading=loading) == valid

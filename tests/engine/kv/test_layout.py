@@ -1,6 +1,7 @@
 """Any tensor and pipeline sizes can read from any others, each slice once; what nobody holds is named."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -11,12 +12,22 @@ from medley.wire.ticket import Source
 from tests.engine.kv.cache import GEOMETRY, MODEL, NUMERICS, Address, layers, shards, ticket
 
 SIZES = st.sampled_from([1, 2, 4, 8])
+STAGES = st.sampled_from([1, 2, 3])
 HEADS = st.sampled_from([1, 2, 4, 8])
 
 
 def sources(held: list[Shard]) -> list[Source]:
     return [
-        Source(host="h", port=1, pp=0, tp=index, layers=each.layers, head_lo=each.head_lo, head_n=each.head_n, grant="0" * 64)
+        Source(
+            host="h",
+            port=1,
+            pp=0,
+            tp=index,
+            layers=each.layers,
+            head_lo=each.head_lo,
+            head_n=each.head_n,
+            grant="0" * 64,
+        )
         for index, each in enumerate(held)
     ]
 
@@ -25,10 +36,10 @@ def slices(held: Shard) -> set[tuple[str, int]]:
     return {(layer, head) for layer in held.layers for head in range(held.head_lo, held.head_lo + held.head_n)}
 
 
-@given(HEADS, st.integers(8, 12), SIZES, st.sampled_from([1, 2, 3]), SIZES, st.sampled_from([1, 2, 3]), st.integers(0, 9))
-def test_every_worker_gets_each_of_its_slices_once_from_who_holds_it(heads, count, tp_a, pp_a, tp_b, pp_b, turn):
-    holders = shards(layers_total=count, heads=heads, tp=tp_a, pp=pp_a)
-    for wanted in shards(layers_total=count, heads=heads, tp=tp_b, pp=pp_b):
+@given(HEADS, st.integers(8, 12), st.tuples(SIZES, STAGES), st.tuples(SIZES, STAGES), st.integers(0, 9))
+def test_every_worker_gets_each_of_its_slices_once_from_who_holds_it(heads, count, source, target, turn):
+    holders = shards(layers_total=count, heads=heads, tp=source[0], pp=source[1])
+    for wanted in shards(layers_total=count, heads=heads, tp=target[0], pp=target[1]):
         plan = pulls(wanted, sources(holders), turn=turn)
         assert all(slices(pull.shard) <= slices(holders[pull.source]) for pull in plan)
         assert Counter(piece for pull in plan for piece in slices(pull.shard)) == Counter(slices(wanted))
@@ -74,7 +85,7 @@ def test_a_read_is_divided_by_layers_without_loss(count, parts):
 def test_runs_are_the_same_blocks_in_the_same_order_and_none_can_be_longer(blocks):
     found = runs(blocks)
     assert [first + step for first, count in found for step in range(count)] == blocks
-    assert all(first + count != after for (first, count), (after, _) in zip(found, found[1:], strict=False))
+    assert all(first + count != after for (first, count), (after, _) in pairwise(found))
 
 
 @pytest.mark.parametrize(
