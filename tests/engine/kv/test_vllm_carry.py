@@ -99,9 +99,10 @@ async def test_a_carried_request_goes_on_as_if_never_cut(pair, sampling, request
 async def test_many_streams_leave_at_once_running_and_waiting(pair):
     source, target = pair
     prompts = {f"many-{index}": prompt(80 + 7 * index, seed=10 + index) for index in range(STREAMS)}
-    whole = {
-        name: await source.tokens(f"reference-{name}", tokens, max_tokens=TOKENS) for name, tokens in prompts.items()
+    references = {
+        name: source.stream(f"reference-{name}", tokens, max_tokens=TOKENS) for name, tokens in prompts.items()
     }
+    whole = {name: await reference.rest() for name, reference in references.items()}
     streams = {name: source.stream(name, tokens, max_tokens=TOKENS) for name, tokens in prompts.items()}
     await streams["many-0"].at_least(CUT)
     exported = await source.export()
