@@ -160,6 +160,22 @@ async def test_a_changed_service_is_rolled_out_one_by_one(here):
     assert {here.assigned[name].engine_args for name in after} == {("--enforce-eager",)}
 
 
+async def test_an_old_engine_on_a_node_that_lasts_gets_a_while_for_its_streams_to_end_or_move(here):
+    await served(here, spot={"policy": "Never"})
+    await made(here, engine={"args": ["--enforce-eager"]}, spot={"policy": "Never"})
+    for address, report in here.reports.items():
+        here.reports[address] = report.model_copy(update={"running": 3})
+    gone = {}
+    for _ in range(12):
+        await here.reconciler.reconcile((here.namespace, "chat"))
+        for name, pod in (await here.pods()).items():
+            if "deletionTimestamp" in pod["metadata"]:
+                gone[name] = pod["metadata"]["deletionGracePeriodSeconds"]
+        await here.react()
+    assert gone == {"chat-l4-d-a-0": 120, "chat-l4-d-a-1": 120}
+    assert [deadline is None for deadline in here.deadlines] == [True, False] * 2
+
+
 async def test_a_sold_out_market_falls_back(here):
     here.sold_out.add("spot")
     await made(here)

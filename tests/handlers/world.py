@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from medley.kube.manifests import KEY_FIELD, Images
 from medley.telemetry.metrics import OperatorMetrics
 from medley.testing.certificates import write_as_kubelet
 from medley.tls.keyring import Keyring
-from medley.wire.assignment import Assignment, EnginePhase, EngineReport
+from medley.wire.assignment import Assignment, DrainRequest, EnginePhase, EngineReport
 
 IMAGES = Images(engine="vllm:1", engine_init="engine:1", router="router:1")
 NAMESPACE = Kind("", "v1", "Namespace", "namespaces", namespaced=False)
@@ -122,6 +123,7 @@ class World:
     reports: dict[str, EngineReport] = field(default_factory=dict)  # by address
     assigned: dict[str, Assignment] = field(default_factory=dict)
     drained: list[str] = field(default_factory=list)
+    deadlines: list[datetime | None] = field(default_factory=list)  # of the drains
     sold_out: set[str] = field(default_factory=set)  # markets, "spot"
     machines: dict[str, str] = field(default_factory=dict)  # pod -> node
     keyrings: dict[str, Keyring] = field(default_factory=dict)  # of the engines, by service
@@ -278,6 +280,7 @@ class World:
                 report = EngineReport(phase=EnginePhase.SERVING, generation=assignment.generation)
             case "POST", "/v1/drain":
                 self.drained.append(address)
+                self.deadlines.append(DrainRequest.model_validate_json(await request.read()).deadline)
                 report = report.model_copy(update={"phase": EnginePhase.DRAINING})
         self.reports[address] = report
         return web.Response(text=report.model_dump_json(), content_type="application/json")

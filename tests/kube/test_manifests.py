@@ -268,6 +268,7 @@ def test_routers_stay_off_spot_and_off_gpu_nodes():
     assert list(objects) == ["ServiceAccount", "RoleBinding", "ClusterRoleBinding", "Service", "Deployment"]
     spec = objects["Deployment"]["spec"]
     assert spec["replicas"] == 2
+    assert spec["minReadySeconds"] == 10
     assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
     pod = spec["template"]["spec"]
     required = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]

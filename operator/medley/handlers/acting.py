@@ -73,7 +73,7 @@ async def act(
                 talks.append(action)
             case _:
                 try:
-                    await _done(api, view, action, now)
+                    await _done(api, supervisors, view, action, now)
                 except RefusedError as error:
                     refused.append(Refused(_reason(error), str(error)))
                     logger.warning("%s/%s: %s", *_key(view), error)
@@ -82,7 +82,7 @@ async def act(
 
 
 async def _done(  # noqa: C901, PLR0912  # one case per kind of action
-    api: Api, view: View, action: Action, now: datetime
+    api: Api, supervisors: Supervisors, view: View, action: Action, now: datetime
 ) -> None:
     namespace, name = _key(view)
     match action:
@@ -101,10 +101,8 @@ async def _done(  # noqa: C901, PLR0912  # one case per kind of action
                 await ensured(api, BUDGET, budget, namespace)
         case LaunchEngine():
             await _launch(api, view, action)
-        case DeleteEngine(replica, uid, why, force):
-            logger.info("%s/%s: deleting %s: %s", namespace, name, replica, why)
-            grace = FORCED_GRACE_SECONDS if force else None
-            await api.delete(POD, replica, namespace, uid=uid, grace_seconds=grace)
+        case DeleteEngine() as deletion:
+            await _delete(api, supervisors, view, deletion, now)
         case DeleteRouter():
             # The Deployment first: its pods serve their last streams with the rights they have.
             for kind, manifest in reversed(router_objects(view.item, view.images)):
@@ -173,6 +171,20 @@ async def _launch(api: Api, view: View, action: LaunchEngine) -> None:
         await api.create(POD, engine_pod(request, action.name), view.item.metadata.namespace)
     except ConflictError:
         logger.info("%s/%s: %s is there already", *_key(view), action.name)
+
+
+async def _delete(api: Api, supervisors: Supervisors, view: View, deletion: DeleteEngine, now: datetime) -> None:
+    (namespace, name), replica, grace = _key(view), deletion.replica, deletion.grace
+    logger.info("%s/%s: deleting %s: %s", namespace, name, replica, deletion.why)
+    address = view.addresses.get(replica)
+    if grace is not None and address is not None and view.credentials is not None:
+        # It knows the grace of its manifest alone; with this one it ends its last streams before the kubelet does.
+        try:
+            await supervisors.drain(address, view.credentials, DrainRequest(deadline=now + grace))
+        except EngineError as error:
+            logger.warning("%s/%s: %s", namespace, name, error)
+    seconds = FORCED_GRACE_SECONDS if deletion.force else None if grace is None else round(grace.total_seconds())
+    await api.delete(POD, replica, namespace, uid=deletion.uid, grace_seconds=seconds)
 
 
 async def _told(supervisors: Supervisors, view: View, action: Assign | DrainEngine) -> Refused | None:

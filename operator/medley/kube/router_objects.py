@@ -45,6 +45,8 @@ Json = dict[str, Any]
 GRACE_MARGIN_SECONDS = 15
 # Every node's proxy learns of a leaving router a moment after it: until then clients still come, and are served.
 LINGER_SECONDS = 5
+# A new router answers at once, and knows engines and tokenizer a moment later.
+MIN_READY_SECONDS = 10
 DEFAULT_REQUESTS = {"cpu": "100m", "memory": "128Mi"}
 # How the clouds mark a spot node. An absent label is not spot.
 NOT_SPOT = (
@@ -144,6 +146,8 @@ def _deployment(item: LLMService, images: Images) -> Json:
         "spec": {
             "replicas": item.spec.router.replicas,
             "selector": {"matchLabels": chosen},
+            # One after another: the next begins when this one has had time to see its engines.
+            "minReadySeconds": MIN_READY_SECONDS,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": {
                 "metadata": {"labels": labels(item, names.Component.ROUTER)},

@@ -6,6 +6,7 @@ Each may be done twice without harm: a pass that died half-way is repeated whole
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from medley.core.accelerators import OfferingKey
 from medley.planning.fleet import PoolKey
@@ -65,12 +66,16 @@ class DrainEngine:
 
 @dataclass(frozen=True, slots=True)
 class DeleteEngine:
-    """Delete an engine pod; `force`: its node cannot confirm the end any more."""
+    """Delete an engine pod; `force`: its node cannot confirm the end any more.
+
+    `grace`: what its streams get to end or move, None: the pod's own.
+    """
 
     replica: str
     uid: str
     why: str
     force: bool = False
+    grace: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
