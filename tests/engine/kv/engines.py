@@ -23,6 +23,7 @@ from medley.wire.ticket import EXPORT_PATH, RELEASE_PATH, RENEW_PATH, STATE_PATH
 OPERATOR = Path(__file__).parents[3] / "operator"
 KEY = "k3y"
 START_S = 1500
+PATIENCE = {"MEDLEY_KV_STALL": "60"}  # the machine is shared
 SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 
 
@@ -33,7 +34,9 @@ class Engine:
         plugin = folder / f"{name}-plugin"
         plugin.mkdir()
         write_entry_point(plugin)
-        inherited = engine_environment() | {"PYTHONPATH": str(OPERATOR), "MEDLEY_MIGRATION": "Live"} | variables
+        inherited = (
+            engine_environment() | {"PYTHONPATH": str(OPERATOR), "MEDLEY_MIGRATION": "Live"} | PATIENCE | variables
+        )
         eager = () if "--pipeline-parallel-size" in arguments else ("--enforce-eager",)
         self.log = folder / f"{name}.log"
         with self.log.open("wb") as output:
@@ -86,7 +89,7 @@ class Engine:
             assert answer.status == status, text
             return json.loads(text)
 
-    async def export(self, names=None, *, keep_running=False, lease_s=30.0):
+    async def export(self, names=None, *, keep_running=False, lease_s=600.0):
         return await self.post(EXPORT_PATH, {"requests": names, "keep_running": keep_running, "lease_s": lease_s})
 
     async def release(self, *exports):

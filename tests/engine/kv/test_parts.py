@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from medley.core.errors import InvalidInputError
 from medley.core.identity import Role
 from medley.engine.kv.alarm import Alarm
 from medley.engine.kv.identity import model_digest, numerics_digest
@@ -87,3 +88,10 @@ def test_with_certificates_it_is_the_address_that_others_reach(tmp_path):
     assert named.client is not None
     assert Network.from_environment({"MEDLEY_TLS_DIR": folder, "VLLM_HOST_IP": "10.9.9.9"}).host == "10.9.9.9"
     assert Network.from_environment({"MEDLEY_TLS_DIR": folder}).host
+
+
+@pytest.mark.parametrize("text", ["x", "0", "-1", "nan", "inf"])
+def test_patience_is_seconds(text):
+    assert Network.from_environment({"MEDLEY_KV_STALL": "7.5"}).stall_s == 7.5
+    with pytest.raises(InvalidInputError, match="MEDLEY_KV_STALL: expected seconds"):
+        Network.from_environment({"MEDLEY_KV_STALL": text})

@@ -77,7 +77,8 @@ class SchedulerHalf:
         if not self._obstacle and geometry is not None and model is not None:
             facts = _numerics(self._config, {each.backend for each in workers})
             self._identity = Identity(geometry, numerics_digest(facts), model)
-            self._holder = Holder(network.listen, pin_answers(self._leases.holds), network.keyring)
+            answers = pin_answers(self._leases.holds)
+            self._holder = Holder(network.listen, answers, network.keyring, stall_s=network.stall_s)
             self._pins = Pins(host=network.host, port=self._holder.port)
             _LOG.info("medley: KV is carried; %d workers, %s, pins on %s", len(workers), geometry, self._pins)
         elif self._mode is MigrationMode.LIVE:

@@ -66,8 +66,10 @@ class WorkerHalf:
             total = self._config.model_config.get_total_num_kv_heads()
             held = shard(tuple(caches), heads_here=heads, heads_total=total, tp=tp, tp_size=tp_size)
             blocks = self._blocks(held, geometry, caches)
-            self._holder = Holder(self._network.listen, block_answers(blocks, secret), self._network.keyring)
-            self._puller = Puller(blocks, Connections(self._network.client), rank=tp)
+            network = self._network
+            answers = block_answers(blocks, secret)
+            self._holder = Holder(network.listen, answers, network.keyring, stall_s=network.stall_s)
+            self._puller = Puller(blocks, Connections(network.client, stall_s=network.stall_s), rank=tp)
             port = self._holder.port
         except (ValueError, OSError) as error:
             obstacle = str(error)
