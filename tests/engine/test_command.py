@@ -36,6 +36,8 @@ def test_the_environment_carries_key_and_plugin():
         "VLLM_API_KEY": "key",
         "MEDLEY_PLUGIN_REPORTS": "/tmp/x",
         "PYTHONPATH": "/tmp/x:/medley",
+        "VLLM_PLUGINS": "medley,medley_kv",
+        "MEDLEY_MIGRATION": "Auto",
     }
 
 

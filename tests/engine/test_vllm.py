@@ -58,7 +58,7 @@ async def test_the_report_names_version_and_capabilities(it):
     report = await it.when(lambda r: r.tokens_generated >= 1)  # it made one before it said that it serves
     assert (report.phase, report.restarts) == (Phase.SERVING, 0)
     assert report.engine_version.startswith("0.32.0")
-    assert report.capabilities == (Capability.RESUME_EXACT,)
+    assert report.capabilities == (Capability.RESUME_EXACT, Capability.CARRY_KV)
 
 
 @pytest.mark.parametrize("path", [

@@ -98,6 +98,18 @@ class EngineClient:
             return ""
         return str(said.get("version", "")) if isinstance(said, dict) else ""
 
+    async def kv_state(self) -> KvState | None:
+        """Return whether vLLM carries KV, as the plugin says; None if it does not say."""
+        try:
+            async with self._session.get(
+                STATE_PATH.removeprefix("/"), timeout=aiohttp.ClientTimeout(_ANSWER_S)
+            ) as answer:
+                if answer.status != 200:  # noqa: PLR2004 - HTTP; 404 without the plugin
+                    return None
+                return KvState.model_validate_json(await answer.read())
+        except (*_ERRORS, ValidationError):
+            return None
+
     async def make_token(self, limit_s: float) -> None:
         """Have vLLM make one token the way routers ask for them; EngineError says why it did not."""
         body = {

@@ -49,7 +49,7 @@ def environment(inherited: Mapping[str, str], key: str, folder: Path) -> dict[st
         "PYTHONPATH": path,
         "VLLM_PLUGINS": allowed_plugins(inherited.get("VLLM_PLUGINS")),
     }
-    return {"VLLM_NO_USAGE_STATS": "1", MIGRATION: MigrationMode.AUTO, **inherited, **own}
+    return {"VLLM_NO_USAGE_STATS": "1", MIGRATION: MigrationMode.AUTO.value, **inherited, **own}
 
 
 def refusal(assignment: Assignment) -> str:

@@ -23,7 +23,7 @@ from medley.engine.policy import Command, Drain, Exited, Probe, Seen, State, is_
 from medley.engine.process import EngineProcess
 from medley.engine.reaper import reap
 from medley.engine.settings import Settings
-from medley.wire.assignment import Assignment, DrainRequest, EnginePhase, EngineReport
+from medley.wire.assignment import Assignment, Capability, DrainRequest, EnginePhase, EngineReport
 
 TICK_S: Final = 0.25
 _LOOK_EVERY_S: Final = 1.0  # health, counters, the volume
@@ -249,7 +249,7 @@ class Supervisor:
         exports = await self._client.exports() if leaving else 0
         if healthy and not self._version:
             self._version = await self._client.version()
-            self._capabilities = reports.capabilities(self._folder)
+            self._capabilities = (*reports.capabilities(self._folder), *await self._carrying())
             if complaints := reports.complaints(self._folder):
                 log(f"plugin: {complaints}")
         if self._process is process:  # else the answers are of another one
@@ -263,6 +263,14 @@ class Supervisor:
             await self._client.end_requests()
         except EngineError as error:
             log(f"{error}; they end with vLLM")
+
+    async def _carrying(self) -> tuple[Capability, ...]:
+        """Ask vLLM whether it carries KV; say why it does not."""
+        state = await self._client.kv_state()
+        if state is None or state.capable:
+            return () if state is None else (Capability.CARRY_KV,)
+        log(f"plugin: KV is not carried: {state.reason}")
+        return ()
 
     async def _ask(self, process: EngineProcess, probe: Probe) -> None:
         served = self._state.served
