@@ -144,6 +144,7 @@ def test_the_engine_pod_whole():
                         {"name": "PYTHONPATH", "value": "/medley"},
                         {"name": "MEDLEY_KEY_FILE", "value": "/var/run/medley/key/key"},
                         {"name": "MEDLEY_TLS_DIR", "value": "/var/run/medley/tls"},
+                        {"name": "MEDLEY_MIGRATION", "value": "Auto"},
                         {"name": "MEDLEY_GRACE", "value": "90"},
                     ],
                     "ports": [

@@ -1,5 +1,6 @@
 """What one pass does, says and writes: facts about `plan`, with every refusal that a person can meet."""
 
+import itertools
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -158,12 +159,27 @@ class TestRefusals:
         seen = replace(steady(), service=service(classes=("l40",)), replicas=(lost, replica(n=1)))
         assert plan(seen, NOW).actions == (EnsureSecrets(), Assign(lost.name))
 
-    def test_a_live_migration_is_refused(self):
-        found = plan(observed(service=service(migration=MigrationMode.LIVE)), NOW)
-        assert found.actions == (EnsureSecrets(),)
-        truth, reason, message = said(found, Condition.MIGRATION_READY)
-        assert (truth, reason) == (Truth.FALSE, Reason.LIVE_MIGRATION_UNAVAILABLE)
-        assert message.startswith("spec.migration.mode: ")
+    @pytest.mark.parametrize(
+        ("mode", "carries", "truth", "reason"),
+        [
+            (MigrationMode.AUTO, (None, None), Truth.TRUE, Reason.TOKEN_LOG),
+            (MigrationMode.AUTO, (True, True), Truth.TRUE, Reason.KV_CARRIED),
+            (MigrationMode.AUTO, (True, None), Truth.TRUE, Reason.KV_CARRIED),
+            (MigrationMode.AUTO, (True, False), Truth.FALSE, Reason.LIVE_MIGRATION_UNAVAILABLE),
+            (MigrationMode.LIVE, (False, False), Truth.FALSE, Reason.LIVE_MIGRATION_UNAVAILABLE),
+            (MigrationMode.RESUME, (False, True), Truth.TRUE, Reason.TOKEN_LOG),
+        ],
+    )
+    def test_streams_leave_with_their_kv_if_engines_say_so_and_nothing_waits_for_it(self, mode, carries, truth, reason):
+        seen = steady()
+        replicas = tuple(
+            replace(each, carries=said_so)
+            for each, said_so in zip(seen.replicas, itertools.cycle(carries), strict=False)
+        )
+        found = plan(replace(seen, service=replace(seen.service, migration=mode), replicas=replicas), NOW)
+        assert said(found, Condition.MIGRATION_READY)[:2] == (truth, reason)
+        assert said(found, Condition.READY)[0] is Truth.TRUE
+        assert found.actions == plan(seen, NOW).actions
 
     def test_no_profile_at_all(self):
         found = plan(observed(profiles=()), NOW)

@@ -99,6 +99,7 @@ class Reason(StrEnum):
     HEDGED = "Hedged"
     NO_SPOT = "NoSpot"
     TOKEN_LOG = "TokenLog"  # noqa: S105  # the log of tokens that streams are resumed from
+    KV_CARRIED = "KVCarried"
     SERVING = "Serving"
     CAPACITY_THERE = "CapacityThere"
     # Events only.

@@ -189,6 +189,7 @@ def _container(request: PodRequest, grace_seconds: int) -> Json:
                 "PYTHONPATH": PACKAGE_FOLDER,
                 "MEDLEY_KEY_FILE": f"{KEY_FOLDER}/{KEY_FIELD}",
                 TLS_FOLDER_VARIABLE: TLS_FOLDER,
+                "MEDLEY_MIGRATION": item.spec.migration.mode.value,
                 "MEDLEY_GRACE": str(grace_seconds),
             },
         )

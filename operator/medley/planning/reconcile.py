@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 from medley.core.accelerators import AcceleratorClass, KarpenterNodes, OfferingKey
 from medley.core.errors import InvalidInputError, SolverError, UnknownClassError
 from medley.core.names import Condition, Reason
-from medley.core.service import MigrationMode, OperatingMode
+from medley.core.service import OperatingMode
 from medley.planning import conditions, rollout
 from medley.planning.actions import (
     Action,
@@ -38,7 +38,7 @@ from medley.planning.actions import (
     LaunchEngine,
     ReleaseFinalizer,
 )
-from medley.planning.conditions import LIVE_MESSAGE, Refusal
+from medley.planning.conditions import Refusal
 from medley.planning.fleet import ConditionState, Observed, PoolKey, Truth, Unavailable
 from medley.planning.proposal import UNSCHEDULABLE_LIMIT, Proposal, propose
 from medley.planning.rollout import counted, serves
@@ -96,8 +96,6 @@ def plan(observed: Observed, now: datetime) -> Plan:
 
 
 def _decided(observed: Observed, now: datetime) -> Proposal | Refusal:
-    if observed.service.migration is MigrationMode.LIVE:
-        return Refusal(Condition.MIGRATION_READY, Reason.LIVE_MIGRATION_UNAVAILABLE, LIVE_MESSAGE)
     try:
         return propose(observed, now)
     except UnknownClassError as error:
