@@ -37,7 +37,6 @@ class Engine:
         inherited = (
             engine_environment() | {"PYTHONPATH": str(OPERATOR), "MEDLEY_MIGRATION": "Live"} | PATIENCE | variables
         )
-        eager = () if "--pipeline-parallel-size" in arguments else ("--enforce-eager",)
         self.log = folder / f"{name}.log"
         with self.log.open("wb") as output:
             # A group, not a session: see medley.demo.processes.
@@ -47,7 +46,7 @@ class Engine:
                     "--served-model-name", "m", "--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32",
                     "--max-model-len", "4096", "--block-size", "32", "--max-num-seqs", "32",
                     "--max-num-batched-tokens", "1024", "--enable-scale-out", "--middleware", command.GUARD,
-                    *eager, *arguments,
+                    "--enforce-eager", *arguments,
                 ],
                 env=command.environment(inherited, KEY, plugin) | {"VLLM_LOGGING_LEVEL": "INFO"},
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, process_group=0,
