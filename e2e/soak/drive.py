@@ -220,16 +220,14 @@ class Driver:
             victim.kill()
             killed.add(victim)
             self.ledger.sigkills += 1
-            if it.end is End.TARGET_KILL:
-                self._hide(target)
             await asyncio.sleep(notice - first)
-        self._hide(source)
-
-    def _hide(self, engine: Engine) -> None:
-        """Let its machine be gone: no connection, and no router sees it."""
-        engine.proxy.set(Mode.REFUSE)
-        self._away.add(engine.replica)
-        self._leaving.pop(engine.replica, None)
+        gone = {source, *killed}
+        for engine in gone:
+            engine.proxy.set(Mode.REFUSE)
+            self._away.add(engine.replica)
+        await asyncio.sleep(it.late_s)  # a watch tells later than the connections do
+        for engine in gone:
+            self._leaving.pop(engine.replica, None)
         self.show()
 
     async def _come_back(self, engine: Engine, killed: set[Engine]) -> None:

@@ -40,6 +40,7 @@ class Interruption:
     fault_at: float  # 0..1 of the notice
     fault_s: float
     fault_on_target: bool
+    late_s: float  # after the end, until the router is told of it
     pause_s: float  # before the next
 
 
@@ -57,5 +58,6 @@ def draw(number: int, *, kills: float, seed: int = 1) -> Interruption:
         fault_at=chance.random(),
         fault_s=chance.uniform(0.3, 7.0),
         fault_on_target=chance.random() < 0.5,
+        late_s=chance.choice([0.0, 0.3, 2.0]),
         pause_s=chance.uniform(0.1, 1.0),
     )
