@@ -169,9 +169,9 @@ class Stream:
 
 
 @asynccontextmanager
-async def engines(folder: Path, python: Path, model: Path, **arguments: tuple[str, ...]):
+async def engines(folder: Path, python: Path, model: Path, variables=None, **arguments: tuple[str, ...]):
     """Start engines by name, each with arguments of its own; all end with the block."""
-    started = [Engine(folder, name, python, model, *each) for name, each in arguments.items()]
+    started = [Engine(folder, name, python, model, *each, **(variables or {})) for name, each in arguments.items()]
     try:
         for each in started:
             await each.ready()

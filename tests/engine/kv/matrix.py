@@ -82,7 +82,7 @@ async def run(pairs: list[str], report: Path) -> bool:
                     results.append(await move(source, target, kind, seed))
                     sys.stdout.write(f"{json.dumps(results[-1])}\n")
                     sys.stdout.flush()
-                    report.write_text(json.dumps(results, indent=1))
+                    await asyncio.to_thread(report.write_text, json.dumps(results, indent=1))
             states = [await engine.state() for engine in started]
             clean = all(each["free_blocks"] == each["total_blocks"] and not each["exports"] for each in states)
             sys.stdout.write(f"{pair}: blocks {'all back' if clean else 'LEAKED'}\n")

@@ -1,7 +1,7 @@
 """Two real vLLM engines: running requests go from one to the other and end as if nothing had happened.
 
 The test model's output depends on every token before it, so equal tokens mean that the KV was right. One pair of
-engines serves all tests of this module; the last one kills the first engine.
+engines, which speak TLS with each other, serves all tests of this module; the last one kills the first engine.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from contextlib import suppress
 from typing import Self
 
 import aiohttp
@@ -16,6 +17,8 @@ import pytest
 import pytest_asyncio
 
 from e2e.vllm_venv import ensure_venv
+from medley.core.identity import Role
+from medley.testing.certificates import Issuer
 from medley.wire.ticket import EXPORT_PATH, RELEASE_PATH
 from tests.engine.kv.engines import engines
 from tests.model import ensure_model
@@ -32,7 +35,9 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def pair(tmp_path_factory):
     python, model = await asyncio.to_thread(ensure_venv), await asyncio.to_thread(ensure_model)
-    async with engines(tmp_path_factory.mktemp("engines"), python, model, source=(), target=()) as started:
+    folder = tmp_path_factory.mktemp("engines")
+    tls = {"MEDLEY_TLS_DIR": str(Issuer.new().folder(folder / "tls", Role.ENGINE)), "MEDLEY_KV_HOST": "127.0.0.1"}
+    async with engines(folder, python, model, tls, source=(), target=()) as started:
         yield started
 
 
@@ -308,11 +313,20 @@ class Trap:
 
     def _carry(self, near: socket.socket) -> None:
         with near, socket.create_connection(self._goal) as far:
-            far.sendall(near.recv(1 << 20))
+            self._threads.append(threading.Thread(target=_forward, args=(near, far), daemon=True))
+            self._threads[-1].start()
             left = self._through
-            while left:
-                piece = far.recv(min(left, 1 << 16))
+            while left and (piece := far.recv(min(left, 1 << 16))):
                 near.sendall(piece)
                 left -= len(piece)
             self.reached.set()
-            self._open.wait(30)
+            self._open.wait(60)
+            for sock in (near, far):
+                with suppress(OSError):  # the other side may be gone
+                    sock.shutdown(socket.SHUT_RDWR)
+
+
+def _forward(near: socket.socket, far: socket.socket) -> None:
+    with suppress(OSError):
+        while piece := near.recv(1 << 16):
+            far.sendall(piece)
