@@ -122,6 +122,10 @@ class StubEngine:
     pulled: dict[str, int] = field(default_factory=dict)
     exported: list[str] = field(default_factory=list)  # request ids, in order
     running_requests: dict[str, Running] = field(default_factory=dict)
+    adapters: tuple[str, ...] = ()
+    reasons: bool = False  # it has a reasoning parser
+    derender_faults: deque[int] = field(default_factory=deque)  # statuses of the next derender calls
+    derendered: int = 0
     gone: bool = False  # its machine was taken: nothing can be pulled from it
     calls: list[dict[str, Any]] = field(default_factory=list)
     open: int = 0
@@ -132,6 +136,7 @@ class StubEngine:
         app.router.add_post("/inference/v1/generate", self._generate)
         app.router.add_post("/v1/chat/completions/render", self._render_chat)
         app.router.add_post("/v1/completions/render", self._render_completion)
+        app.router.add_post("/v1/chat/completions/derender", self._derender)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/tokenizer.json", self._tokenizer)
         app.router.add_get("/v1/state", self._state)
@@ -160,7 +165,8 @@ class StubEngine:
 
     async def _models(self, request: web.Request) -> web.Response:
         self._check_key(request)
-        return web.json_response({"data": [{"id": MODEL, "max_model_len": self.max_model_len}]})
+        adapters = [{"id": name, "max_model_len": None, "parent": MODEL} for name in self.adapters]
+        return web.json_response({"data": [{"id": MODEL, "max_model_len": self.max_model_len}, *adapters]})
 
     async def _tokenizer(self, _: web.Request) -> web.Response:
         return web.Response(text=TOKENIZER.to_str())
@@ -309,11 +315,48 @@ class StubEngine:
                     "token_ids": ids,
                     "sampling_params": sampling | ({} if most == 16 else {"max_tokens": most}),
                     "features": None,
+                    "model": body["model"],
+                    **({"reasoning_parser_kwargs": {"chat_template_kwargs": {}}} if self.reasons else {}),
                     "stream": False,
                     "priority": 0,
                 }
             )
         return web.json_response(answers if many else answers[0])
+
+    async def _derender(self, request: web.Request) -> web.Response:
+        """Read five tokens as reasoning, five as content, the rest as a tool call's arguments; each as its number."""
+        self._check_key(request)
+        if self.derender_faults:
+            return web.json_response({"error": {"message": "as told"}}, status=self.derender_faults.popleft())
+        self.derendered += 1
+        body = await request.json()
+        if not body["stream"]:
+            choice = body["generate_response"]["choices"][0]
+            reasoning, content, arguments = _read(choice["token_ids"])
+            call = {"id": "call-0", "type": "function", "function": {"name": "f", "arguments": arguments}}
+            message = {"role": "assistant", "reasoning": reasoning, "content": content}
+            calls = [call] if arguments else []
+            return web.json_response({"choices": [{"index": 0, "message": {**message, "tool_calls": calls}}]})
+        chunk, state = body["generate_chunk"], body["stream_state"] or {"output_token_ids": [], "ids": []}
+        choice = chunk["choices"][0]
+        tokens = [*state["output_token_ids"], *choice["token_ids"]]
+        before, after = _read(state["output_token_ids"]), _read(tokens)
+        reasoning, content, arguments = (new[len(old) :] for old, new in zip(before, after, strict=True))
+        ids = state["ids"] or ([f"call-{id(self)}"] if arguments else [])
+        call = {"index": 0, "function": {"arguments": arguments}}
+        if arguments and not before[2]:
+            call |= {"id": ids[0], "type": "function", "function": {"name": "f", "arguments": arguments}}
+        delta = {"role": None, "reasoning": reasoning or None, "content": content or None}
+        delta["tool_calls"] = [call] if arguments else []
+        reason = choice["finish_reason"]
+        if reason is not None and after[2]:
+            reason = "tool_calls"
+        return web.json_response(
+            {
+                "chunk": {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]},
+                "stream_state": {"output_token_ids": tokens, "ids": ids},
+            }
+        )
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         self._check_key(request)
@@ -417,6 +460,11 @@ class StubEngine:
         choice = {"index": 0, "finish_reason": reason, "stop_reason": None, "token_ids": tokens, "logprobs": logprobs}
         event = {"request_id": "x", "usage": None, "output_mode": "tokens", "choices": [choice]}
         return b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _read(tokens: Sequence[int]) -> tuple[str, str, str]:
+    spelled = [f" {token}" for token in tokens]
+    return "".join(spelled[:5]), "".join(spelled[5:10]), "".join(spelled[10:])
 
 
 def _answer(message: Any) -> web.Response:

@@ -73,7 +73,9 @@ class Link:
 
     bytes_per_token: int  # of KV cache
     bytes_per_s: float = ASSUMED_BYTES_PER_S
-    handover: timedelta = timedelta(milliseconds=50)  # from the cut to the next token, if there are no bytes to move
+    # What a carry costs beyond a call to the target, which a prefill needs as well: an export between two of the source's
+    # steps, and a load before one of the target's.
+    handover: timedelta = timedelta(milliseconds=50)
 
 
 @dataclass(frozen=True, slots=True)

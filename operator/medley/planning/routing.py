@@ -1,7 +1,7 @@
 """Which replica takes a request: a shape by the plan's shares, then the replica of that shape with the least to do.
 
 Both rules give way, within bounds, to a replica that holds the beginning of the prompt in its prefix cache: a shape may
-run ahead of its share by `slack` requests, a replica of the least loaded by `TOLERATED_REQUESTS` of this one's size. The router calls `place` for every request that it sends to an engine; `Credit` is the only state and is a value, so a
+run ahead of its share by `slack` requests, a replica of the least loaded by `TOLERATED_REQUESTS` of this one's size. router calls `place` for every request that it sends to an engine; `Credit` is the only state and is a value, so a
 sequence of placements can be compared whole.
 """
 
@@ -72,9 +72,9 @@ def place(
     """Return where a request of this class goes, or None: wait until there is room.
 
     `slack`: requests by which a shape may be ahead of its share. `size`: tokens that the request is expected to make,
-    in the unit of the candidates' `work`. Shapes without a share may be unable to hold the request, so they are used only
-    if the class has no shares, or no shape with a share has any candidate. Ties go to the name, so that two runs over
-    one fleet agree.
+    in the unit of the candidates' `work`. Shapes without a share may be unable to hold the request, so they are used
+    only if the class has no shares, or no shape with a share has any candidate. Ties go to the name, so that two runs
+    over one fleet agree.
     """
     candidates = tuple(candidates)
     shares = dict(table.shares.get(bucket, ())) if table is not None and bucket is not None else {}

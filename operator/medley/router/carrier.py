@@ -102,7 +102,13 @@ class Carrier:
     async def _place(self, carriage: Carriage, seek: Seek) -> Attempt:
         """Take the place that was chosen for a stream that moves; otherwise wait for one."""
         wanted = Wanted(
-            carriage.bucket, carriage.remaining, carriage.patience, carriage.avoid, carriage.keys, carriage.per_minute
+            carriage.bucket,
+            carriage.remaining,
+            carriage.patience,
+            carriage.avoid,
+            carriage.keys,
+            carriage.per_minute,
+            carriage.history.choice.adapter,
         )
         attempt = None
         if carriage.handover is not None:
@@ -203,7 +209,6 @@ class Carrier:
             self._metrics.paused("refilled", seconds)
         else:
             self._metrics.paused("carried", seconds)
-            self._fleet.knowledge.handover_s.add(seconds)
 
     def _note_delivery(self, carriage: Carriage, attempt: Attempt, tokens: int) -> None:
         if not tokens:

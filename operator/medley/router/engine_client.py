@@ -21,6 +21,7 @@ from medley.router.session import Broken, Cause
 from medley.tls.keyring import Keyring
 from medley.wire.assignment import Message
 from medley.wire.generate import (
+    DERENDER_CHAT_PATH,
     GENERATE_PATH,
     MODELS_PATH,
     RENDER_CHAT_PATH,
@@ -137,15 +138,27 @@ class EngineClient:
                 answer = await response.read()
                 if response.status != _OK:
                     fault = parse_fault(response.status, answer)
-                    if fault.code >= _SERVER_ERROR or fault.code in {401, 403, 404, 429}:
-                        return Broken(Cause.ENGINE_ERROR, accepted=True)
-                    return fault
+                    return Broken(Cause.ENGINE_ERROR, accepted=True) if _is_the_engines(fault.code) else fault
             rendered = json.loads(answer)
             return tuple(parse_rendered(each) for each in (rendered if isinstance(rendered, list) else [rendered]))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
             return Broken(Cause.UNREACHABLE, accepted=False)
-        except (*_CONNECTION_ERRORS, ValueError):
+        except (*_CONNECTION_ERRORS, ValueError, RecursionError):
             return Broken(Cause.CONNECTION, accepted=True)
+
+    async def derender(self, url: str, body: Mapping[str, Any]) -> dict[str, Any] | EngineFault | Broken:
+        """Have an engine's parsers read what was made: reasoning, content, tool calls."""
+        try:
+            status, answer = await self._ask(
+                "POST", url + DERENDER_CHAT_PATH, RENDER_SECONDS, json.dumps(body).encode()
+            )
+            if status != _OK:
+                fault = parse_fault(status, answer)
+                return Broken(Cause.ENGINE_ERROR, accepted=True) if _is_the_engines(fault.code) else fault
+            read = json.loads(answer)
+        except (EngineError, ValueError):
+            return Broken(Cause.CONNECTION, accepted=True)
+        return read if isinstance(read, dict) else Broken(Cause.ENGINE_ERROR, accepted=True)
 
     async def run(self, url: str, call: GenerateCall) -> None:
         """Let an engine work through a call whose tokens nobody wants; `EngineError` if it ends otherwise."""
@@ -183,9 +196,11 @@ class EngineClient:
         asked = ReleaseRequest(exports=(export_id,))
         _parsed(Held, *await self._ask("POST", url + RELEASE_PATH, PROBE_SECONDS, asked), url + RELEASE_PATH)
 
-    async def _ask(self, method: str, url: str, seconds: float, body: Message | None = None) -> tuple[int, bytes]:
+    async def _ask(
+        self, method: str, url: str, seconds: float, body: Message | bytes | None = None
+    ) -> tuple[int, bytes]:
         timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
-        data = None if body is None else body.model_dump_json().encode()
+        data = body.model_dump_json().encode() if isinstance(body, Message) else body
         try:
             async with self._request(method, url, data=data, timeout=timeout) as response:
                 return response.status, await response.read()
@@ -197,7 +212,15 @@ class EngineClient:
         answer = await self._get(url + MODELS_PATH)
         try:
             return {each["id"]: int(each.get("max_model_len") or 0) for each in json.loads(answer)["data"]}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise EngineError(f"reading {url}{MODELS_PATH}: {error!r}") from error
+
+    async def adapters(self, url: str) -> frozenset[str]:
+        """Return the LoRA adapters that an engine serves; `EngineError` if it does not answer."""
+        answer = await self._get(url + MODELS_PATH)
+        try:
+            return frozenset(each["id"] for each in json.loads(answer)["data"] if each.get("parent") is not None)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise EngineError(f"reading {url}{MODELS_PATH}: {error!r}") from error
 
     async def text(self, url: str) -> str:
@@ -227,6 +250,11 @@ class EngineClient:
         if key:
             headers["Authorization"] = f"Bearer {key}"
         return headers
+
+
+def _is_the_engines(code: int) -> bool:
+    """Whether a status speaks of the engine and not of the request."""
+    return code >= _SERVER_ERROR or code in {401, 403, 404, 429}
 
 
 def _parsed(kind: type[_Answer], status: int, body: bytes, url: str) -> _Answer:

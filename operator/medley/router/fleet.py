@@ -53,6 +53,7 @@ class Wanted:
     avoid: str | None = None  # a replica that is taken only if no other is there
     keys: Keys = ()  # of its prompt, in the prefix index
     per_minute: float = 0.0  # requests of its class
+    adapter: str | None = None  # LoRA adapter that it needs
 
 
 @dataclass(slots=True)
@@ -101,7 +102,9 @@ class Fleet:
         """Return the replica for one more request, or None: no room now."""
         held = self.prefixes.held(wanted.keys) if wanted.keys else {}
         candidates = [
-            replace(each, prefix_tokens=held[each.name]) if each.name in held else each for each in self.candidates()
+            replace(each, prefix_tokens=held[each.name]) if each.name in held else each
+            for each in self.candidates()
+            if wanted.adapter is None or wanted.adapter in self.knowledge.adapters.get(each.name, ())
         ]
         others = [each for each in candidates if each.name != wanted.avoid]
         placement = self._placement(wanted, others or candidates)

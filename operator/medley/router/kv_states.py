@@ -1,6 +1,6 @@
-"""What each engine's plugin says of its KV cache: whether it carries, what is free, what it may exchange with whom.
+"""What engines say of themselves: the state of their KV cache, and which LoRA adapters they serve.
 
-`main` runs `follow`. Engines without the plugin answer 404 and are simply not in the table.
+`main` runs `follow`. Engines without medley's plugin answer 404 to the first, and are simply not in that table.
 """
 
 from __future__ import annotations
@@ -21,10 +21,15 @@ NOTICED_SECONDS = 0.5  # while a replica leaves: free memory decides where its s
 
 async def follow(fleet: Fleet, engines: EngineClient) -> None:
     """Ask all replicas again and again, for ever; sooner when a notice comes or a replica is new."""
-    last, known = 0.0, frozenset[str]()
+    last, last_calm, known = 0.0, 0.0, frozenset[str]()
     clock = asyncio.get_running_loop().time
     while True:
-        names = frozenset(fleet.view.replicas)
+        names = frozenset(each.name for each in fleet.view.replicas.values() if each.ready)
+        if names != known or clock() - last_calm >= CALM_SECONDS:
+            last_calm = clock()
+            await asyncio.gather(
+                *(_ask_for_adapters(fleet, engines, each) for each in list(fleet.view.replicas.values()) if each.ready)
+            )
         if names != known or clock() - last >= (NOTICED_SECONDS if fleet.leaving.seen else CALM_SECONDS):
             last, known = clock(), names
             await asyncio.gather(*(_ask(fleet, engines, each) for each in list(fleet.view.replicas.values())))
@@ -36,9 +41,19 @@ async def _ask(fleet: Fleet, engines: EngineClient, replica: Replica) -> None:
     try:
         state = await engines.kv_state(replica.url)
     except EngineError as error:
-        logger.debug("%s", error)
-        state = None
+        logger.debug("%s", error)  # what it said before stands; whether it lives, its streams tell
+        return
     if state is None or replica.name not in fleet.view.replicas:
         states.pop(replica.name, None)
     else:
         states[replica.name] = state
+
+
+async def _ask_for_adapters(fleet: Fleet, engines: EngineClient, replica: Replica) -> None:
+    try:
+        adapters = await engines.adapters(replica.url)
+    except EngineError as error:
+        logger.debug("%s", error)  # what it served before stands
+        return
+    if replica.name in fleet.view.replicas:
+        fleet.knowledge.adapters[replica.name] = adapters

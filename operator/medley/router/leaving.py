@@ -20,10 +20,10 @@ from medley.wire.ticket import KvState
 # A choice holds for this long, unless the replica's streams or its targets change.
 REPLAN_SECONDS = 0.5
 _WEIGHT_OF_THE_NEWEST = 0.3
-_ASSUMED_HANDOVER_SECONDS = 0.05
 # Shorter prompts tell more of the queue than of the prefill.
 _LEAST_TELLING_PROMPT = 256
 _LEAST_TELLING_SECONDS = 0.25
+_LEAST_TELLING_BYTES = 8e6
 
 
 @dataclass(slots=True)
@@ -44,7 +44,11 @@ class Knowledge:
     states: dict[str, KvState] = field(default_factory=dict)  # of engines that have the plugin
     prefill_tokens_per_s: dict[str, Measured] = field(default_factory=dict)
     bytes_per_s: dict[str, Measured] = field(default_factory=dict)  # out of a replica
-    handover_s: Measured = field(default_factory=Measured)
+    adapters: dict[str, frozenset[str]] = field(default_factory=dict)  # LoRA adapters that engines serve
+
+    def all_adapters(self) -> frozenset[str]:
+        """Return the adapters that some engine serves."""
+        return frozenset[str]().union(*self.adapters.values())
 
     def prefilled(self, attempt: Attempt) -> None:
         """Take in how long a first token took: of a prompt that was computed, and is long enough to tell."""
@@ -55,17 +59,18 @@ class Knowledge:
             self.prefill_tokens_per_s.setdefault(attempt.replica.name, Measured()).add(rate)
 
     def carried(self, replica: str, size_bytes: int, seconds: float) -> None:
-        """Take in how fast bytes came out of a replica. A short copy is mostly waiting: it can only prove speed."""
+        """Take in how fast bytes came out of a replica. A small copy is mostly waiting: it can only prove speed."""
         if size_bytes <= 0 or seconds <= 0:
             return
         measured = self.bytes_per_s.setdefault(replica, Measured(ASSUMED_BYTES_PER_S))
         rate = size_bytes / seconds
-        if seconds >= _LEAST_TELLING_SECONDS or rate > (measured.value or 0.0):
+        telling = seconds >= _LEAST_TELLING_SECONDS and size_bytes >= _LEAST_TELLING_BYTES
+        if telling or rate > (measured.value or 0.0):
             measured.add(rate)
 
     def forget(self, known: Mapping[str, Replica]) -> None:
         """Drop replicas that are gone."""
-        for table in (self.states, self.prefill_tokens_per_s, self.bytes_per_s):
+        for table in (self.states, self.prefill_tokens_per_s, self.bytes_per_s, self.adapters):
             for name in [each for each in table if each not in known]:
                 del table[name]
 
@@ -75,11 +80,9 @@ class Knowledge:
         if state is None or not state.capable or state.bytes_per_token <= 0:
             return None
         measured = self.bytes_per_s.get(source)
-        handover = self.handover_s.value or _ASSUMED_HANDOVER_SECONDS
         return Link(
             bytes_per_token=state.bytes_per_token,
             bytes_per_s=(measured and measured.value) or ASSUMED_BYTES_PER_S,
-            handover=timedelta(seconds=handover),
         )
 
     def target(self, candidate: Candidate, replica: Replica, source: str) -> Target:

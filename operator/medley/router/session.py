@@ -99,6 +99,7 @@ class Deliver(NamedTuple):
     text: str
     token_ids: Sequence[int]
     logprobs: Sequence[TokenLogprob]
+    settled: bool = True  # no text of these tokens is held back
 
 
 class Finish(NamedTuple):
@@ -109,6 +110,8 @@ class Finish(NamedTuple):
     logprobs: Sequence[TokenLogprob]
     finish_reason: str
     stop_reason: int | str | None
+    excess: int = 0  # characters that the tokens made beyond the text: of a stop string, and after it
+    ended: bool = False  # the engine ended it at its last token, which is no text then
 
 
 class Abandon(NamedTuple):
@@ -226,13 +229,14 @@ class _TokenLog:
         if len(token_ids) > room or (len(token_ids) == room and reason is None):
             # An engine that resumes by prompt knows only the rest of the limit; the limit is ours to keep.
             token_ids, logprobs, reason, stop_reason = token_ids[:room], logprobs[:room], "length", None
-        text, counted, stop = self._text.push(token_ids, stopped=reason == "stop")
+        ended = reason == "stop"
+        text, counted, stop, excess = self._text.push(token_ids, stopped=ended)
         if stop is not None:
             token_ids, logprobs, reason, stop_reason = token_ids[:counted], logprobs[:counted], "stop", stop
         self.committed += token_ids
         if reason is None:
-            return Deliver(text, token_ids, logprobs)
-        return Finish(text + self._text.rest(), token_ids, logprobs, reason, stop_reason)
+            return Deliver(text, token_ids, logprobs, not self._text.holds_back)
+        return Finish(text + self._text.rest(), token_ids, logprobs, reason, stop_reason, excess, ended and not stop)
 
 
 def _judge(ended: Broken | EngineFault | TokenEvent, *, begun: bool) -> Broken | EngineFault:

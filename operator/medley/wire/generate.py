@@ -18,6 +18,7 @@ from medley.wire.ticket import TICKET_PARAMETER, Ticket
 GENERATE_PATH = "/inference/v1/generate"
 RENDER_CHAT_PATH = "/v1/chat/completions/render"
 RENDER_COMPLETION_PATH = "/v1/completions/render"
+DERENDER_CHAT_PATH = "/v1/chat/completions/derender"
 MODELS_PATH = "/v1/models"
 
 # vLLM leaves parameters at their default out of a rendered request; these are the ones medley has to know.
@@ -106,13 +107,13 @@ def parse_rendered(answer: Mapping[str, Any]) -> Rendered:
     try:
         token_ids, sampling = answer["token_ids"], answer["sampling_params"]
         return Rendered(
-            token_ids=tuple(token_ids),
+            token_ids=tuple(_ids(token_ids)),
             max_tokens=int(sampling.get("max_tokens", DEFAULT_MAX_TOKENS)),
             min_tokens=int(sampling.get("min_tokens", 0)),
             sampling={k: v for k, v in sampling.items() if k not in _NOT_SAMPLED and v is not None},
             attachments={k: v for k, v in answer.items() if k not in _NOT_FORWARDED and v is not None},
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise EngineError(f"reading a rendered request: expected token_ids and sampling_params, {error!r}") from error
 
 
@@ -128,12 +129,12 @@ def parse_event(payload: bytes) -> TokenEvent | EngineFault | None:
         choice = choices[0]
         logprobs = choice.get("logprobs")
         return TokenEvent(
-            choice.get("token_ids") or [],
-            choice.get("finish_reason"),
+            _ids(choice.get("token_ids") or []),
+            _reason(choice.get("finish_reason")),
             choice.get("stop_reason"),
             _logprobs(logprobs["content"]) if logprobs and logprobs.get("content") else (),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise EngineError(f"reading an engine's event: {error!r} in {payload[:200]!r}") from error
 
 
@@ -141,7 +142,7 @@ def parse_fault(status: int, body: bytes) -> EngineFault:
     """Parse the body of an error answer (`{"error": {...}}`); anything else becomes its message."""
     try:
         fault = _fault(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         fault = EngineFault(status, body[:500].decode(errors="replace") or f"status {status}", None)
     return fault._replace(code=status)
 
@@ -153,6 +154,18 @@ def _fault(error: Any) -> EngineFault:
     return EngineFault(
         code if isinstance(code, int) else 500, str(error.get("message", "no message")), error.get("param")
     )
+
+
+def _ids(token_ids: Any) -> list[int]:
+    if not isinstance(token_ids, list) or not all(type(each) is int and each >= 0 for each in token_ids):
+        raise TypeError("token_ids: expected whole numbers from 0 up")
+    return token_ids
+
+
+def _reason(reason: Any) -> str | None:
+    if reason is not None and not isinstance(reason, str):
+        raise TypeError("finish_reason: expected a word or null")
+    return reason
 
 
 def _logprobs(content: Sequence[Mapping[str, Any]]) -> tuple[TokenLogprob, ...]:
