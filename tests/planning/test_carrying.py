@@ -127,6 +127,15 @@ def test_prefills_of_one_target_follow_one_another_and_those_with_most_to_make_g
     ]
 
 
+def test_with_little_time_prefills_take_turns_in_what_is_left():
+    streams = [stream("a", 1000, remaining=50_000), stream("b", 2000, remaining=90_000), stream("c", 8000)]
+    assert decide(streams, [target(carries=False)], left=4, notice=4) == {
+        "c": Refill("t", NOW),
+        "b": Refill("t", seconds(3.2)),  # of the 4 s before, 0.8 more than may be planned into
+        "a": Refill("t", seconds(3.2)),
+    }
+
+
 def test_what_one_replica_gives_away_is_gone_for_the_next():
     streams = [stream("a", 1000), stream("b", 2000, made=0), stream("c", remaining=1)]
     targets = [target("t", slots=4, free=10_000), target("u", slots=0, free=None)]
@@ -256,6 +265,7 @@ def test_nothing_scarce_is_given_twice_and_nobody_leaves_too_late(streams, targe
     left = seconds(left)
     chosen = choose(streams, targets, link, left=left, notice_time=seconds(60))
     cut = latest_cut(left=left, notice_time=seconds(60))
+    last = max(cut, left * 0.8)
     assert chosen.keys() == {each.id for each in streams}
     through = 0.0
     for each in streams:
@@ -267,10 +277,10 @@ def test_nothing_scarce_is_given_twice_and_nobody_leaves_too_late(streams, targe
                 assert there.carries
                 assert there.takes_outputs or not each.counts_outputs
                 assert copy_after >= NOW
-                assert NOW <= cut_after <= cut
+                assert NOW <= cut_after <= last
                 through += costs(each, there, link, cut)[1][1]
             case Refill(_, cut_after):
-                assert NOW <= cut_after <= cut
+                assert NOW <= cut_after <= last
     assert through <= max(left.total_seconds() * 0.8, 0) + 1e-6
     for each in remaining_room(targets, streams, chosen):
         assert each.slots >= 0

@@ -126,6 +126,7 @@ class StubEngine:
     reasons: bool = False  # it has a reasoning parser
     derender_faults: deque[int] = field(default_factory=deque)  # statuses of the next derender calls
     derendered: int = 0
+    rendered: int = 0
     gone: bool = False  # its machine was taken: nothing can be pulled from it
     calls: list[dict[str, Any]] = field(default_factory=list)
     open: int = 0
@@ -293,6 +294,7 @@ class StubEngine:
     def _rendered(
         self, body: dict[str, Any], prompts: list[list[int]], limit: int | None, *, many: bool
     ) -> web.Response:
+        self.rendered += 1
         if limit is not None and limit > self.max_model_len:
             message = f"max_tokens={limit} cannot be greater than max_model_len={self.max_model_len}."
             error = {"message": message, "type": "BadRequestError", "param": "max_tokens", "code": 400}

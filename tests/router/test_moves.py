@@ -48,8 +48,11 @@ async def departures(stage):
     return {how: found[f'medley_router_departures_total{{how="{how}"}}'] for how in ("finished", "carried", "refilled")}
 
 
-async def moved(engines, tokenizer_file, *, streams=1, notice=2.0, during=None, fields=None):
-    """Start streams on e0, give notice after their first tokens; return the events and what the router counted."""
+async def moved(engines, tokenizer_file, *, streams=1, notice=4.9, during=None, fields=None):
+    """Start streams on e0, give notice after their first tokens; return the tokens and what the router counted.
+
+    The reserve before the deadline is 5 s: what is to go goes at once, and a slow machine has time to do it.
+    """
     async with staged(engines[:1], tokenizer_file, rest=engines[1:]) as stage:
         await until(lambda: all(n in stage.kept.fleet.knowledge.states or e.numerics is None for n, e in stage.named()))
         asked = [
@@ -91,9 +94,9 @@ async def test_a_stream_is_copied_ahead_and_carried_with_one_token_computed(toke
 
 async def test_many_streams_go_to_several_targets(tokenizer_file):
     engines = [source(), engine(), engine()]
-    tokens, found = await moved(engines, tokenizer_file, streams=12)
-    assert tokens == whole(12)
-    assert found == {"finished": 0, "carried": 12, "refilled": 0}
+    tokens, found = await moved(engines, tokenizer_file, streams=8)
+    assert tokens == whole(8)
+    assert found == {"finished": 0, "carried": 8, "refilled": 0}
     assert all(each.pulled for each in engines[1:])
 
 
@@ -244,7 +247,7 @@ async def test_two_routers_side_by_side_each_move_their_own(tokenizer_file):
                 each.show({**each.replicas, "e1": target})
             await until(lambda: all("e1" in each.kept.fleet.knowledge.states for each in routers))
             for each in routers:
-                leave(each, "e0", 2.0)
+                leave(each, "e0", 4.9)
             answers = await asyncio.gather(*asked)
             counts = [await departures(each) for each in routers]
             await until(lambda: not PINNED)

@@ -73,8 +73,8 @@ class Link:
 
     bytes_per_token: int  # of KV cache
     bytes_per_s: float = ASSUMED_BYTES_PER_S
-    # What a carry costs beyond a call to the target, which a prefill needs as well: an export between two of the source's
-    # steps, and a load before one of the target's.
+    # What a carry costs beyond a call to the target, which a prefill needs as well: an export between two of the
+    # source's steps, and a load before one of the target's.
     handover: timedelta = timedelta(milliseconds=50)
 
 
@@ -160,10 +160,11 @@ def choose(
             room.take(option)
     planned = [(stream, option) for stream, option in zip(moving, picked, strict=True) if option is not None]
     carried = [(stream, option) for stream, option in planned if option.carry]
-    chosen |= _carries(carried, open_targets, cut)
+    last = max(cut, left * TRUSTED_FRACTION)  # with little time, turns are taken in what is left of it
+    chosen |= _carries(carried, open_targets, cut, last)
     for index, target in enumerate(open_targets):
         refilled = [(each, option) for each, option in planned if not option.carry and option.target == index]
-        chosen |= _refills(refilled, target.name, cut)
+        chosen |= _refills(refilled, target.name, cut, last)
     chosen |= {stream.id: Stay() for stream in moving if stream.id not in chosen}
     return dict(sorted(chosen.items(), key=lambda item: _when(item[1])))
 
@@ -277,7 +278,7 @@ class _Search:
 
 
 def _carries(
-    planned: Sequence[tuple[Stream, _Option]], targets: Sequence[Target], cut: timedelta
+    planned: Sequence[tuple[Stream, _Option]], targets: Sequence[Target], cut: timedelta, last: timedelta
 ) -> dict[str, Departure]:
     """Time the carries on the one link: copies at once, those that save most first; cuts as late as they may."""
     copies: dict[str, float] = {}
@@ -290,7 +291,7 @@ def _carries(
     begin = max(cut.total_seconds() - sum(option.last_s for _, option in order), 0.0)
     chosen: dict[str, Departure] = {}
     for stream, option in order:
-        after = min(begin, cut.total_seconds())
+        after = min(begin, last.total_seconds())
         chosen[stream.id] = Carry(
             targets[option.target].name, timedelta(seconds=copies[stream.id]), timedelta(seconds=after)
         )
@@ -298,7 +299,9 @@ def _carries(
     return chosen
 
 
-def _refills(planned: Sequence[tuple[Stream, _Option]], target: str, cut: timedelta) -> dict[str, Departure]:
+def _refills(
+    planned: Sequence[tuple[Stream, _Option]], target: str, cut: timedelta, last: timedelta
+) -> dict[str, Departure]:
     """Time the prefills of one target one after the other; what has made nothing yet goes at once."""
     chosen: dict[str, Departure] = {each.id: Refill(target, NONE) for each, _ in planned if not each.made_tokens}
     order = sorted(
@@ -307,7 +310,7 @@ def _refills(planned: Sequence[tuple[Stream, _Option]], target: str, cut: timede
     )
     begin = max(cut.total_seconds() - sum(option.pause_s for _, option in order[:-1]), 0.0)
     for stream, option in order:
-        chosen[stream.id] = Refill(target, timedelta(seconds=min(begin, cut.total_seconds())))
+        chosen[stream.id] = Refill(target, timedelta(seconds=min(begin, last.total_seconds())))
         begin += option.pause_s
     return chosen
 

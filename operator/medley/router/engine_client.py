@@ -9,7 +9,7 @@ import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
 from pydantic import ValidationError
@@ -76,6 +76,14 @@ def key_file(path: Path | None) -> Callable[[], str | None]:
             raise InvalidInputError("--engine-key-file", f"reading {path}: {error.strerror}") from error
 
     return read
+
+
+class Served(NamedTuple):
+    """A name that an engine serves."""
+
+    name: str
+    longest: int  # tokens of a sequence; 0: not said
+    is_adapter: bool  # a LoRA adapter of the model
 
 
 class EngineClient:
@@ -207,19 +215,14 @@ class EngineClient:
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             raise EngineError(f"asking {url}: {error or type(error).__name__}") from error
 
-    async def models(self, url: str) -> dict[str, int]:
-        """Return the names an engine serves and their longest sequence; `EngineError` if it does not answer."""
+    async def models(self, url: str) -> tuple[Served, ...]:
+        """Return what an engine serves; `EngineError` if it does not answer."""
         answer = await self._get(url + MODELS_PATH)
         try:
-            return {each["id"]: int(each.get("max_model_len") or 0) for each in json.loads(answer)["data"]}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise EngineError(f"reading {url}{MODELS_PATH}: {error!r}") from error
-
-    async def adapters(self, url: str) -> frozenset[str]:
-        """Return the LoRA adapters that an engine serves; `EngineError` if it does not answer."""
-        answer = await self._get(url + MODELS_PATH)
-        try:
-            return frozenset(each["id"] for each in json.loads(answer)["data"] if each.get("parent") is not None)
+            return tuple(
+                Served(each["id"], int(each.get("max_model_len") or 0), each.get("parent") is not None)
+                for each in json.loads(answer)["data"]
+            )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise EngineError(f"reading {url}{MODELS_PATH}: {error!r}") from error
 

@@ -51,9 +51,12 @@ async def _ask(fleet: Fleet, engines: EngineClient, replica: Replica) -> None:
 
 async def _ask_for_adapters(fleet: Fleet, engines: EngineClient, replica: Replica) -> None:
     try:
-        adapters = await engines.adapters(replica.url)
+        served = await engines.models(replica.url)
     except EngineError as error:
         logger.debug("%s", error)  # what it served before stands
         return
+    knowledge = fleet.knowledge
     if replica.name in fleet.view.replicas:
-        fleet.knowledge.adapters[replica.name] = adapters
+        knowledge.adapters[replica.name] = frozenset(each.name for each in served if each.is_adapter)
+        lengths = [each.longest for each in served if not each.is_adapter]
+        knowledge.lengths[replica.name] = min(lengths, default=0)

@@ -45,6 +45,12 @@ class Knowledge:
     prefill_tokens_per_s: dict[str, Measured] = field(default_factory=dict)
     bytes_per_s: dict[str, Measured] = field(default_factory=dict)  # out of a replica
     adapters: dict[str, frozenset[str]] = field(default_factory=dict)  # LoRA adapters that engines serve
+    lengths: dict[str, int] = field(default_factory=dict)  # tokens of the longest sequence; 0: not known
+
+    @property
+    def longest(self) -> int:
+        """Return how many tokens of a sequence every engine takes; 0: not known."""
+        return min(self.lengths.values(), default=0)
 
     def all_adapters(self) -> frozenset[str]:
         """Return the adapters that some engine serves."""
@@ -70,7 +76,7 @@ class Knowledge:
 
     def forget(self, known: Mapping[str, Replica]) -> None:
         """Drop replicas that are gone."""
-        for table in (self.states, self.prefill_tokens_per_s, self.bytes_per_s, self.adapters):
+        for table in (self.states, self.prefill_tokens_per_s, self.bytes_per_s, self.adapters, self.lengths):
             for name in [each for each in table if each not in known]:
                 del table[name]
 

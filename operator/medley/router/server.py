@@ -5,10 +5,8 @@ Made by `main` and by tests. What becomes of the choices, and how clients get it
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 from aiohttp import web
 
@@ -20,12 +18,11 @@ from medley.router.engine_client import EngineClient
 from medley.router.fleet import Fleet
 from medley.router.metrics import RouterMetrics
 from medley.router.openai_api import Endpoint, Question, RequestError, parse_question
-from medley.router.session import Broken, Choice
+from medley.router.rendering import Rendering
+from medley.router.session import Choice
 from medley.router.text import Vocabulary
-from medley.wire.generate import EngineFault, Rendered
 
 MAX_BODY_BYTES = 16 * 2**20
-_RENDER_PAUSE_SECONDS = 0.2
 _SEEDS = 2**63
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -66,10 +63,11 @@ class RouterServer:
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
     ) -> None:
-        self._fleet, self._admission, self._engines = fleet, admission, engines
+        self._fleet, self._admission = fleet, admission
         self._metrics, self._serving, self._options = metrics, serving, options
         self._chance, self._clock, self._wall_clock = chance, clock, wall_clock
-        self._delivery = Delivery(fleet, carrier, metrics, options, derender=self._derender)
+        self._rendering = Rendering(fleet, engines, self._missing, clock=clock)
+        self._delivery = Delivery(fleet, carrier, metrics, options, derender=self._rendering.derender)
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""
@@ -147,7 +145,8 @@ class RouterServer:
         if retry_after is not None:
             message = f"the queue is full; try again in {retry_after} s"
             raise RequestError(429, message, code="queue_full", retry_after=retry_after)
-        rendered = await self._render(question, adapter, arrived)
+        deadline = arrived + self._options.request_timeout.total_seconds()
+        rendered = await self._rendering.render(question, lambda: self._serving.model, adapter, deadline)
         vocabulary, model = self._serving.vocabulary, self._serving.model
         assert vocabulary is not None
         assert model is not None
@@ -179,45 +178,6 @@ class RouterServer:
         served = ", ".join(repr(each) for each in (model, *sorted(adapters)))
         message = f"model: this service serves {served}, not {question.model!r}"
         raise RequestError(404, message, "model", "model_not_found")
-
-    async def _render(self, question: Question, adapter: str | None, arrived: float) -> tuple[Rendered, ...]:
-        """Have an engine make token ids, whichever can; the deadline bounds the tries."""
-        tried: str | None = None
-        while self._clock() - arrived < self._options.request_timeout.total_seconds():
-            replica = self._renderer(tried)
-            if replica is not None and self._missing() is None:
-                body = {**question.body, "model": adapter or self._serving.model}
-                answer = await self._engines.render(replica[1], question.endpoint, body)
-                match answer:
-                    case EngineFault(code=code, message=message, param=param):
-                        raise RequestError(code, message, param)
-                    case Broken():
-                        tried = replica[0]
-                    case _:
-                        return answer
-            await asyncio.sleep(_RENDER_PAUSE_SECONDS)
-        raise RequestError(503, f"no engine was ready before the deadline: {self._missing() or 'engines broke'}")
-
-    async def _derender(self, deadline: float, body: dict[str, Any]) -> dict[str, Any] | EngineFault:
-        """Have an engine's parsers read what was made, whichever can; the deadline bounds the tries."""
-        tried: str | None = None
-        while self._clock() < deadline:
-            replica = self._renderer(tried)
-            if replica is not None:
-                answer = await self._engines.derender(replica[1], body)
-                if not isinstance(answer, Broken):
-                    return answer
-                tried = replica[0]
-            await asyncio.sleep(_RENDER_PAUSE_SECONDS)
-        return EngineFault(504, "no engine could read the answer before the request's deadline", None)
-
-    def _renderer(self, tried: str | None) -> tuple[str, str] | None:
-        """Return name and URL of the replica with the least to do, another one than was just tried if there is one."""
-        candidates = sorted(self._fleet.candidates(), key=lambda each: (each.name == tried, each.running, each.name))
-        if not candidates:
-            return None
-        name = candidates[0].name
-        return name, self._fleet.view.replicas[name].url
 
 
 def _seed(seed: int, n: int) -> int:
