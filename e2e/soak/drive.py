@@ -56,13 +56,14 @@ async def soak(wanted: Wanted, folder: Path) -> Ledger:
     ledger = ledgers.load(wanted.state, wanted.kind)
     if ledger.interruptions >= wanted.interruptions:
         return ledger
-    async with _running(wanted, folder, ledger) as driver:
+    async with running(wanted, folder, ledger) as driver:
         await driver.go_on()
     return ledger
 
 
 @asynccontextmanager
-async def _running(wanted: Wanted, folder: Path, ledger: Ledger) -> AsyncIterator[Driver]:
+async def running(wanted: Wanted, folder: Path, ledger: Ledger) -> AsyncIterator[Driver]:
+    """Start engines, proxies and a router; yield what drives them, its clients not begun."""
     secrets = Secrets(folder)
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
@@ -132,8 +133,8 @@ class Driver:
     ) -> None:
         self.wanted, self.ledger, self.engines, self.router, self.session = wanted, ledger, engines, router, session
         self.clients: Clients
-        self._away: set[str] = set()  # replicas that routers do not see
-        self._leaving: dict[str, float] = {}  # replica -> seconds of the epoch
+        self.away: set[str] = set()  # replicas that routers do not see
+        self.leaving: dict[str, float] = {}  # replica -> seconds of the epoch
         self._counted: Counter[tuple[str, str]] = Counter()
         self._growth: Growth | None = None
         self._engine_growth: dict[tuple[str, int], Growth] = {}
@@ -157,9 +158,9 @@ class Driver:
 
     def show(self) -> None:
         """Tell the router what there is."""
-        there = [each for each in self.engines if each.replica not in self._away]
+        there = [each for each in self.engines if each.replica not in self.away]
         assert self.router.process.stdin is not None
-        self.router.process.stdin.write(as_line([(each, self._leaving.get(each.replica)) for each in there]))
+        self.router.process.stdin.write(as_line([(each, self.leaving.get(each.replica)) for each in there]))
 
     async def router_serves(self) -> None:
         """Wait until it does."""
@@ -184,7 +185,7 @@ class Driver:
         self.ledger.notices[f"{it.notice_s:g}"] += 1
         self.ledger.faults[it.fault.value] += 1
         if notice:
-            self._leaving[source.replica] = time.time() + notice
+            self.leaving[source.replica] = time.time() + notice
             self.show()
         killed: set[Engine] = set()
         async with asyncio.TaskGroup() as group:
@@ -210,7 +211,7 @@ class Driver:
             return
         on.proxy.set(_MODES[it.fault])
         await asyncio.sleep(lasts)
-        on.proxy.set(Mode.REFUSE if on.replica in self._away else Mode.PASS)
+        on.proxy.set(Mode.REFUSE if on.replica in self.away else Mode.PASS)
 
     async def _end(self, it: Interruption, source: Engine, target: Engine, notice: float, killed: set[Engine]) -> None:
         first = it.end_at * notice if it.end is not End.CUT else notice
@@ -224,10 +225,10 @@ class Driver:
         gone = {source, *killed}
         for engine in gone:
             engine.proxy.set(Mode.REFUSE)
-            self._away.add(engine.replica)
+            self.away.add(engine.replica)
         await asyncio.sleep(it.late_s)  # a watch tells later than the connections do
         for engine in gone:
-            self._leaving.pop(engine.replica, None)
+            self.leaving.pop(engine.replica, None)
         self.show()
 
     async def _come_back(self, engine: Engine, killed: set[Engine]) -> None:
@@ -236,7 +237,7 @@ class Driver:
             await engine.start(self.session)
         else:
             await self._gives_back(engine)
-        self._away.discard(engine.replica)
+        self.away.discard(engine.replica)
         engine.life += 1
         engine.proxy.set(Mode.PASS)
         self.show()

@@ -59,6 +59,9 @@ async def test_each_role_has_a_certificate_of_its_own_from_the_services_authorit
         assert read(files["tls.crt"]).names == {dns_name(role), uri(f"{served.namespace}/chat", role)}
         assert files["service"] == f"{served.namespace}/chat"
     assert await issuers(served) == dict.fromkeys(Role, ({0}, 0))
+    labels = {"namespace": served.namespace, "service": "chat", "role": "engine"}
+    ends = served.metrics.registry.get_sample_value("medley_certificate_expiry_timestamp_seconds", labels)
+    assert ends == read((await secret(served, "chat-engine-tls"))["tls.crt"]).expires.timestamp()
 
 
 async def test_an_authority_that_ends_is_followed_without_losing_an_engine(served, caplog):
