@@ -115,18 +115,18 @@ class Engine:
             for source in SOURCES
         }  # fmt: skip
 
-    def stream(self, name: str, prompt, committed=(), ticket=None, **sampling) -> Stream:
-        return Stream(self, name, prompt, committed=committed, ticket=ticket, sampling=sampling)
+    def stream(self, name: str, prompt, committed=(), ticket=None, *, salt=None, **sampling) -> Stream:
+        return Stream(self, name, prompt, committed=committed, ticket=ticket, salt=salt, sampling=sampling)
 
-    async def tokens(self, name: str, prompt, committed=(), ticket=None, **sampling) -> list[int]:
-        one = self.stream(name, prompt, committed, ticket, **sampling)
+    async def tokens(self, name: str, prompt, committed=(), ticket=None, *, salt=None, **sampling) -> list[int]:
+        one = self.stream(name, prompt, committed, ticket, salt=salt, **sampling)
         return await one.rest()
 
 
 class Stream:
     """One request and the tokens it gave; times are of the event loop's clock."""
 
-    def __init__(self, engine: Engine, name: str, prompt, *, committed, ticket, sampling) -> None:
+    def __init__(self, engine: Engine, name: str, prompt, *, committed, ticket, salt, sampling) -> None:
         self.tokens: list[int] = []
         self.times: list[float] = []
         self.logprobs: list[float] = []
@@ -135,7 +135,7 @@ class Stream:
         self._body = {
             "request_id": name, "token_ids": list(prompt), "stream": True,
             "sampling_params": {"temperature": 0.0, "ignore_eos": True, "detokenize": False} | sampling | extra,
-        } | ({} if ticket is None else {"kv_transfer_params": {"medley": ticket}})  # fmt: skip
+        } | ({} if ticket is None else {"kv_transfer_params": {"medley": ticket}}) | ({} if salt is None else {"cache_salt": salt})  # fmt: skip
         self._engine = engine
         self._grown = asyncio.Event()
         self.task = asyncio.get_running_loop().create_task(self._read())

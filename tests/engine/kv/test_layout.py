@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medley.engine.kv.layout import Geometry, IncompleteError, Pull, Shard, mismatch, pulls, runs, shard, split
+from medley.engine.kv.layout import Geometry, IncompleteError, Pull, Shard, mismatch, paired, pulls, runs, shard, split
 from medley.wire.ticket import Source
 from tests.engine.kv.cache import GEOMETRY, MODEL, NUMERICS, Address, layers, shards, ticket
 
@@ -86,6 +86,24 @@ def test_runs_are_the_same_blocks_in_the_same_order_and_none_can_be_longer(block
     found = runs(blocks)
     assert [first + step for first, count in found for step in range(count)] == blocks
     assert all(first + count != after for (first, count), (after, _) in pairwise(found))
+
+
+@given(st.lists(st.integers(1, 9), max_size=8), st.randoms(use_true_random=False))
+def test_pieces_are_cut_where_either_side_ends(sizes, chance):
+    def laid_out(lengths, base):
+        return [(base + 100 * index, length) for index, length in enumerate(lengths)]
+
+    whole = [byte for place, length in laid_out(sizes, 0) for byte in range(place, place + length)]
+    other, left = [], sum(sizes)
+    while left:
+        other.append(chance.randint(1, left))
+        left -= other[-1]
+    here, there = paired(laid_out(sizes, 0), laid_out(other, 10_000))
+    assert [size for _, size in here] == [size for _, size in there]
+    assert [byte for place, length in here for byte in range(place, place + length)] == whole
+    assert sum(size for _, size in there) == sum(other)
+    with pytest.raises(ValueError, match="do not correspond"):
+        paired(laid_out([*sizes, 1], 0), laid_out(other, 10_000))
 
 
 @pytest.mark.parametrize(

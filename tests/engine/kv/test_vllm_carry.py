@@ -25,7 +25,7 @@ from tests.model import ensure_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module")]
 
-TOKENS, CUT, STREAMS = 64, 20, 40  # more streams than the 32 that run at once
+TOKENS, CUT, STREAMS = 40, 10, 36  # more streams than the 32 that run at once
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
@@ -79,7 +79,7 @@ async def test_both_engines_say_what_they_can_do(pair):
         "type": "object", "additionalProperties": False, "required": ["a"],
         "properties": {"a": {"type": "array", "minItems": 12, "maxItems": 12, "items": {"type": "integer", "minimum": 100, "maximum": 999}}},
     }}}, id="json schema"),
-    pytest.param({"min_tokens": 50, "ignore_eos": False, "stop_token_ids": list(range(3, 120))}, id="min_tokens"),
+    pytest.param({"min_tokens": 30, "ignore_eos": False, "stop_token_ids": list(range(3, 120))}, id="min_tokens"),
 ])  # fmt: skip
 async def test_a_carried_request_goes_on_as_if_never_cut(pair, sampling, request):
     source, target = pair
@@ -187,6 +187,15 @@ async def test_a_lease_ends_by_itself_on_an_idle_engine(pair):
     assert (await source.renew(ticket["export_id"]))["unknown"] == [ticket["export_id"]]
 
 
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def left(pair):
+    """A stream that left the source: what it would have been, what it was, and its ticket."""
+    source, _ = pair
+    tokens = prompt(150, seed=9)
+    whole = await source.tokens("reference-left", tokens, max_tokens=TOKENS)
+    return whole, tokens, *(await cut(source, "left", tokens))
+
+
 @pytest.mark.parametrize("spoilt", [
     pytest.param(lambda ticket: "nonsense", id="no ticket"),
     pytest.param(lambda ticket: ticket | {"blocks": [*ticket["blocks"][1:], 4094]}, id="other blocks"),
@@ -199,18 +208,26 @@ async def test_a_lease_ends_by_itself_on_an_idle_engine(pair):
     pytest.param(lambda ticket: ticket | {"sources": [ticket["sources"][0] | {"port": 1}]}, id="nobody there"),
     pytest.param(lambda ticket: ticket | {"pins": ticket["pins"] | {"port": 1}}, id="nobody to confirm"),
 ])  # fmt: skip
-async def test_a_ticket_that_does_not_hold_costs_a_prefill_and_nothing_else(pair, spoilt, request):
-    source, target = pair
+async def test_a_ticket_that_does_not_hold_costs_a_prefill_and_nothing_else(pair, left, spoilt, request):
+    target = pair[1]
+    whole, tokens, stream, ticket = left
     name = request.node.callspec.id.replace(" ", "-")
-    tokens = prompt(150, seed=100 + sum(name.encode()))  # of its own, so that nothing is cached
-    whole = await source.tokens(f"reference-{name}", tokens, max_tokens=TOKENS)
-    stream, ticket = await cut(source, name, tokens)
     before = await target.prompt_tokens()
-    rest = await target.tokens(name, tokens, stream.tokens, spoilt(ticket), max_tokens=TOKENS)
+    # A salt of its own, so that nothing is cached.
+    rest = await target.tokens(name, tokens, stream.tokens, spoilt(ticket), salt=name, max_tokens=TOKENS)
     assert stream.tokens + rest == whole
     counted = await gained(target, before)
     assert (counted["external_kv_transfer"], counted["local_compute"]) == (0, len(tokens) + len(stream.tokens))
-    await source.release(ticket["export_id"])
+
+
+async def test_the_same_ticket_unspoilt_holds(pair, left):
+    source, target = pair
+    whole, tokens, stream, ticket = left
+    before = await target.prompt_tokens()
+    rest = await target.tokens("unspoilt", tokens, stream.tokens, ticket, salt="unspoilt", max_tokens=TOKENS)
+    assert stream.tokens + rest == whole
+    assert (await gained(target, before))["external_kv_transfer"] == ticket["valid_tokens"]
+    assert (await source.release(ticket["export_id"]))["unknown"] == []
 
 
 async def test_blocks_that_were_released_are_not_read(pair):

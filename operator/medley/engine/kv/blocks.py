@@ -43,6 +43,10 @@ class HostBlocks:
             if not array[0].flags.c_contiguous:
                 raise ValueError(f"{name}: expected the heads and positions of a block in one piece")
 
+    def regions(self) -> list[tuple[int, int]]:
+        """Return the whole cache as (address, bytes)."""
+        return [(layer.ctypes.data, layer.nbytes) for layer in self._layers.values()]
+
     def reading(self, part: Shard, blocks: Sequence[int]) -> Iterator[memoryview]:
         """Yield pieces of the cache itself."""
         lo = part.head_lo - self.shard.head_lo

@@ -97,6 +97,26 @@ def runs(blocks: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
+def paired(
+    left: Sequence[tuple[int, int]], right: Sequence[tuple[int, int]]
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Cut two lists of (address, bytes) of equal total where either has an end, so that they correspond one by one."""
+    cut: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+    here, there = list(reversed(left)), list(reversed(right))
+    while here and there:
+        (one, one_size), (other, other_size) = here.pop(), there.pop()
+        size = min(one_size, other_size)
+        cut[0].append((one, size))
+        cut[1].append((other, size))
+        if one_size > size:
+            here.append((one + size, one_size - size))
+        if other_size > size:
+            there.append((other + size, other_size - size))
+    if here or there:
+        raise ValueError("lists of different length do not correspond")
+    return cut
+
+
 def mismatch(ticket: Ticket, geometry: Geometry, numerics: str, model: str) -> str:
     """Return why an engine must not read what a ticket offers, or nothing."""
     if ticket.model != model:

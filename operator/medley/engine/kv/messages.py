@@ -2,8 +2,9 @@
 
 The reader asks, the holder answers, any number of times in turn. A message is its length in four bytes, big-endian, and
 JSON. After an `Answer` with `ok` to a `ReadRequest` come exactly `bytes_total` bytes: for each layer asked for, each
-block and each head, its positions in order, as they lie in memory. A `PinQuery` goes to the engine core and asks
-whether an export is still pinned. Checked here, so that nothing beyond sees what a stranger sent.
+block and each head, its positions in order, as they lie in memory. A reader that has NIXL may be told where the bytes
+are instead. A `PinQuery` goes to the engine core and asks whether an export is still pinned. All is checked here, so
+that nothing beyond sees what a stranger sent.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ MOST_MESSAGE_BYTES: Final = 4 << 20
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _ExportId = Annotated[str, Field(pattern=r"^[0-9A-Za-z-]{1,64}$")]
 _Count = Annotated[int, Field(ge=0, le=1 << 31)]
+_Address = Annotated[int, Field(ge=0, lt=1 << 64)]
 
 
 class ProtocolError(Exception):
@@ -47,6 +49,7 @@ class ReadRequest(Message):
     block_size: _Count
     dtype: Annotated[str, Field(max_length=32)]
     content: _Count
+    by: Literal["tcp", "nixl"] = "tcp"  # nixl: say where the bytes are, if you can, and I fetch them
 
 
 class PinQuery(Message):
@@ -57,12 +60,20 @@ class PinQuery(Message):
     export_id: _ExportId
 
 
+class Remote(Message):
+    """Where bytes are in a holder's memory, for a reader that fetches them itself."""
+
+    agent: Annotated[str, Field(max_length=1 << 18)]  # NIXL's metadata of the holder, base64
+    pieces: tuple[tuple[_Address, _Count], ...]  # address and bytes, in the order of the wire
+
+
 class Answer(Message):
-    """Yes, and how many bytes follow; or no, and why."""
+    """Yes, and how many bytes follow or are where; or no, and why."""
 
     ok: bool
     reason: Annotated[str, Field(max_length=1000)] = ""
     bytes_total: Annotated[int, Field(ge=0)] = 0
+    remote: Remote | None = None  # then no bytes follow
 
 
 _QUESTION: Final[TypeAdapter[ReadRequest | PinQuery]] = TypeAdapter(

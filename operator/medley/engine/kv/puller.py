@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Final, Protocol
 
 from medley.engine.kv.blocks import Blocks
 from medley.engine.kv.connections import Connection, Connections
@@ -23,6 +23,7 @@ from medley.engine.kv.messages import (
     PinQuery,
     ProtocolError,
     ReadRequest,
+    Remote,
     parse_answer,
     slice_bytes,
 )
@@ -61,6 +62,14 @@ class FailedError(Exception):
     """A load cannot succeed; the message is for the log."""
 
 
+class Fetcher(Protocol):
+    """Fetches bytes from another process's memory: the transport beside TCP."""
+
+    def fetch(self, remote: Remote, into: Iterator[memoryview], check: Callable[[], None]) -> int:
+        """Fill pieces from where the bytes are; return the bytes. OSError if it cannot."""
+        ...
+
+
 @dataclass(slots=True)
 class _Running:
     load: Load
@@ -78,8 +87,10 @@ class _Running:
 class Puller:
     """Runs loads into one worker's blocks."""
 
-    def __init__(self, blocks: Blocks, connections: Connections, *, rank: int = 0) -> None:
-        self._blocks, self._connections, self._rank = blocks, connections, rank
+    def __init__(
+        self, blocks: Blocks, connections: Connections, *, rank: int = 0, fetcher: Fetcher | None = None
+    ) -> None:
+        self._blocks, self._connections, self._rank, self._fetcher = blocks, connections, rank, fetcher
         self._loads = ThreadPoolExecutor(_LOADS_AT_ONCE, thread_name_prefix="medley-kv-load")
         self._reads = ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="medley-kv-read")
         self._running: dict[str, _Running] = {}
@@ -165,6 +176,7 @@ class Puller:
             block_size=ticket.block_size,
             dtype=ticket.dtype,
             content=ticket.content,
+            by="tcp" if self._fetcher is None else "nixl",
         )
         running.check()
         with self._connections.to(source.host, source.port) as connection:
@@ -172,7 +184,12 @@ class Puller:
             size = len(pull.shard.layers) * len(load.into) * slice_bytes(self._blocks.geometry, pull.shard.head_n)
             if answer.bytes_total != size:
                 raise FailedError(f"{answer.bytes_total} bytes are offered, {size} were asked for")
-            return connection.fill_pieces(self._blocks.writing(pull.shard, load.into), running.check)
+            into = self._blocks.writing(pull.shard, load.into)
+            if answer.remote is None:
+                return connection.fill_pieces(into, running.check)
+            if self._fetcher is None:
+                raise FailedError("bytes were to follow, and do not")
+            return self._fetcher.fetch(answer.remote, into, running.check)
 
 
 def _agreed(connection: Connection, message: Message) -> Answer:

@@ -23,6 +23,7 @@ from medley.engine.kv.messages import (
     PinQuery,
     ProtocolError,
     ReadRequest,
+    Remote,
     parse_question,
     refusal,
     slice_bytes,
@@ -55,8 +56,10 @@ class Payload:
     pieces: Iterator[memoryview]
 
 
-def block_answers(blocks: Blocks, secret: bytes) -> Callable[[ReadRequest | PinQuery], Answer | Payload]:
-    """Return what a worker answers: blocks that its engine granted, nothing else."""
+def block_answers(
+    blocks: Blocks, secret: bytes, offer: Callable[[Iterator[memoryview]], Remote] | None = None
+) -> Callable[[ReadRequest | PinQuery], Answer | Payload]:
+    """Return what a worker answers: blocks that its engine granted, nothing else. `offer` says where they are."""
 
     def answer(question: ReadRequest | PinQuery) -> Answer | Payload:
         if not isinstance(question, ReadRequest):
@@ -66,7 +69,10 @@ def block_answers(blocks: Blocks, secret: bytes) -> Callable[[ReadRequest | PinQ
         lo, hi = question.wanted
         part = Shard(question.layers, question.head_lo, question.head_n)
         size = len(part.layers) * (hi - lo) * slice_bytes(blocks.geometry, part.head_n)
-        return Payload(size, blocks.reading(part, question.granted[lo:hi]))
+        pieces = blocks.reading(part, question.granted[lo:hi])
+        if question.by == "nixl" and offer is not None:
+            return Answer(ok=True, bytes_total=size, remote=offer(pieces))
+        return Payload(size, pieces)
 
     return answer
 

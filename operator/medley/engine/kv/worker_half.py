@@ -6,9 +6,11 @@ vLLM calls it from the thread that steps the model; nothing here waits for a soc
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Final
 
 from vllm.config import VllmConfig, get_layers_from_vllm_config
@@ -24,6 +26,7 @@ from medley.engine.kv.puller import Load, Puller
 from medley.engine.kv.server import Holder, block_answers
 from medley.wire.ticket import ITEM_BYTES
 
+TRANSPORT_VARIABLE: Final = "MEDLEY_KV_TRANSPORT"  # tcp, or nixl
 _LOG: Final = logging.getLogger("vllm.medley.kv")
 
 
@@ -66,10 +69,11 @@ class WorkerHalf:
             total = self._config.model_config.get_total_num_kv_heads()
             held = shard(tuple(caches), heads_here=heads, heads_total=total, tp=tp, tp_size=tp_size)
             blocks = self._blocks(held, geometry, caches)
-            network = self._network
-            answers = block_answers(blocks, secret)
+            network, direct = self._network, _direct(blocks)
+            answers = block_answers(blocks, secret, None if direct is None else direct.offer)
             self._holder = Holder(network.listen, answers, network.keyring, stall_s=network.stall_s)
-            self._puller = Puller(blocks, Connections(network.client, stall_s=network.stall_s), rank=tp)
+            connections = Connections(network.client, stall_s=network.stall_s)
+            self._puller = Puller(blocks, connections, rank=tp, fetcher=direct)
             port = self._holder.port
         except (ValueError, OSError) as error:
             obstacle = str(error)
@@ -139,3 +143,18 @@ class WorkerHalf:
         from medley.engine.kv.staged import StagedBlocks  # noqa: PLC0415 - only where there is a device
 
         return StagedBlocks(held, geometry, caches)
+
+
+def _direct(blocks: Blocks) -> Any:
+    """Return the memory that others may fetch from by themselves, None if all goes by TCP; ValueError says why not."""
+    wanted = os.environ.get(TRANSPORT_VARIABLE, "tcp")
+    if wanted == "tcp":
+        return None
+    if wanted != "nixl":
+        raise ValueError(f"{TRANSPORT_VARIABLE}: expected tcp or nixl, got {wanted!r}")
+    if not isinstance(blocks, HostBlocks):
+        raise ValueError(f"{TRANSPORT_VARIABLE}=nixl: not written for caches on accelerators; choose tcp")  # noqa: TRY004
+    try:
+        return import_module("medley.engine.kv.direct").DirectMemory(blocks.regions())
+    except ImportError as error:
+        raise ValueError(f"{TRANSPORT_VARIABLE}=nixl: {error}; install the package nixl, or choose tcp") from error
