@@ -218,7 +218,7 @@ class Carrier:
             self._metrics.ttft.observe(now - carriage.arrived)
         else:
             gap = now - carriage.last_delivery
-            self._metrics.itl.observe(gap)
+            self._metrics.deliveries.gap(gap)
             if carriage.broken_by is not None:
                 self._note_pause(carriage, attempt, gap)
         if carriage.broken_by is Cause.NOTICE:
@@ -227,7 +227,7 @@ class Carrier:
         carriage.arrive()
         carriage.last_delivery = now
         carriage.delivered += tokens
-        self._metrics.tokens.inc(tokens)
+        self._metrics.deliveries.tokens += tokens
 
 
 def _unmerged(

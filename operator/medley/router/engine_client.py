@@ -31,6 +31,7 @@ from medley.wire.generate import (
     GenerateCall,
     Rendered,
     TokenEvent,
+    merged,
     parse_event,
     parse_fault,
     parse_rendered,
@@ -123,7 +124,7 @@ class EngineClient:
                 async for block in response.content.iter_any():
                     events = [event for data in splitter.feed(block) if (event := parse_event(data)) is not None]
                     if events:
-                        yield [*events]
+                        yield [*(merged(events) if len(events) > 1 else events)]
         except aiohttp.ClientConnectorError:
             yield [Broken(Cause.UNREACHABLE, accepted=False)]
         except aiohttp.ConnectionTimeoutError:

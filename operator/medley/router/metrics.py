@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from medley.core.workload import MELANGE_GRID, Bucket, SizeGrid
 from medley.router.session import Cause, ResumeMode
@@ -53,6 +56,33 @@ class _Live(Collector):
         return families
 
 
+class _Deliveries(Collector):
+    """What is counted at every delivery: plain numbers, since the library's own take a lock for each."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._gaps = [0] * (len(_ITL_SECONDS) + 1)
+        self._seconds = 0.0
+
+    def gap(self, seconds: float) -> None:
+        """Note the time between two deliveries of one choice."""
+        self._gaps[bisect_left(_ITL_SECONDS, seconds)] += 1
+        self._seconds += seconds
+
+    def collect(self) -> list[CounterMetricFamily | HistogramMetricFamily]:
+        """Return the counter and the histogram."""
+        edges = [*map(floatToGoString, _ITL_SECONDS), "+Inf"]
+        return [
+            CounterMetricFamily("medley_router_tokens", "Tokens given to clients.", self.tokens),
+            HistogramMetricFamily(
+                "medley_router_inter_token_latency_seconds",
+                "Time between deliveries of one choice.",
+                list(zip(edges, accumulate(self._gaps), strict=True)),
+                self._seconds,
+            ),
+        ]
+
+
 class RouterMetrics:
     """The registry of one router and what it counts."""
 
@@ -60,6 +90,8 @@ class RouterMetrics:
         self.registry = CollectorRegistry()
         self.live = _Live()
         self.registry.register(self.live)
+        self.deliveries = _Deliveries()
+        self.registry.register(self.deliveries)
         self._requests = Counter(
             "medley_router_requests",
             "Requests by size class: upper edges of prompt tokens and of max_tokens.",
@@ -70,7 +102,6 @@ class RouterMetrics:
             "medley_router_answers", "Answers by status of the HTTP response.", ["status"], registry=self.registry
         )
         self._prompt_tokens = Counter("medley_router_prompt_tokens", "Prompt tokens.", registry=self.registry)
-        self.tokens = Counter("medley_router_tokens", "Tokens given to clients.", registry=self.registry)
         self._output_tokens = Counter(
             "medley_router_output_tokens",
             "Tokens that finished choices made, by size class of the request.",
@@ -90,12 +121,6 @@ class RouterMetrics:
             "medley_router_time_to_first_token_seconds",
             "Arrival of a request to its first token.",
             buckets=_TTFT_SECONDS,
-            registry=self.registry,
-        )
-        self.itl = Histogram(
-            "medley_router_inter_token_latency_seconds",
-            "Time between deliveries of one choice.",
-            buckets=_ITL_SECONDS,
             registry=self.registry,
         )
         self._pause = Histogram(

@@ -122,7 +122,7 @@ def parse_event(payload: bytes) -> TokenEvent | EngineFault | None:
     if payload == b"[DONE]":
         return None
     try:
-        event = json.loads(payload)
+        event = json.loads(payload.decode())  # of text it need not guess the encoding
         choices = event.get("choices")
         if not choices:
             return _fault(event["error"]) if "error" in event else None
@@ -177,6 +177,28 @@ def _logprobs(content: Sequence[Mapping[str, Any]]) -> tuple[TokenLogprob, ...]:
         )
         for entry in content
     )
+
+
+def merged(events: Sequence[TokenEvent | EngineFault]) -> list[TokenEvent | EngineFault]:
+    """Return the events of one read with those that only add tokens made one: a reader that is behind catches up.
+
+    An end that is no finish stays by itself, since what it carries may not count.
+    """
+    made: list[TokenEvent | EngineFault] = []
+    for event in events:
+        last = made[-1] if made else None
+        if (
+            isinstance(event, TokenEvent)
+            and isinstance(last, TokenEvent)
+            and last.finish_reason is None
+            and event.finish_reason not in {FINISHED_BY_ABORT, FINISHED_BY_ERROR}
+        ):
+            made[-1] = event._replace(
+                token_ids=last.token_ids + event.token_ids, logprobs=last.logprobs + event.logprobs
+            )
+        else:
+            made.append(event)
+    return made
 
 
 class EventSplitter:
