@@ -263,7 +263,7 @@ def _process(*command: str, environment: Mapping[str, str] | None = None) -> Ite
 
 
 def _wait_for(file: Path) -> str:
-    for _ in range(600):
+    for _ in range(2400):
         if file.exists() and (text := file.read_text()):
             return text
         time.sleep(0.05)
@@ -298,7 +298,7 @@ async def _read(
     """Read one stream to its end, from the moment it is asked for."""
     read = Read()
     body = {"prompt": PROMPT, "max_tokens": tokens, "temperature": 0, "stream": True, "logprobs": 0}
-    for _ in range(200):
+    for _ in range(1200):
         start = time.perf_counter()
         try:
             async with session.post(f"{router}/v1/completions", json=body) as response:

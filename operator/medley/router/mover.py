@@ -35,7 +35,7 @@ _MOST_FAILED_COPIES = 2
 _BEHIND_BLOCKS = 2
 _LOOK_AGAIN_SECONDS = 0.1
 _LOG_SECONDS = 2.0  # for tokens that the engine has made to arrive here
-_ABORT_SECONDS = 1.0  # from the ticket to the end of the stream
+_ABORT_SECONDS = 3.0  # from the ticket to the end of the stream
 _ARRIVAL_SECONDS = 120.0  # from the ticket to the target's first token
 
 
@@ -131,19 +131,20 @@ class Mover:
         assert history is not None
         move.handed = asyncio.get_running_loop().create_future()
         ticket: Ticket | None = None
+        arrived = asyncio.Event()
         try:
             ticket = await self._engines.export(
                 source.url, history.choice.request_id, keep_running=False, lease_s=LEASE_SECONDS
             )
         except (EngineError, TimeoutError) as error:
             logger.info("exporting a stream of %s: %s; its tokens are computed again", source.name, error)
-        handover = Handover(target.name, ticket, asyncio.Event())
-        move.handed.set_result(handover)
+        finally:  # whatever happens here, the stream is waiting for it
+            move.handed.set_result(Handover(target.name, ticket, arrived))
         if not await _within(_ABORT_SECONDS if ticket is not None else 0.0, move.ended):
             attempt.break_off(Cause.NOTICE)
         if ticket is not None:
             async with self._pinned(source, ticket):
-                await _within(_ARRIVAL_SECONDS, handover.arrived)
+                await _within(_ARRIVAL_SECONDS, arrived)
 
     @asynccontextmanager
     async def _pinned(self, source: Replica, ticket: Ticket) -> AsyncIterator[None]:
