@@ -10,12 +10,12 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from vllm.config import VllmConfig
 from vllm.v1.core.kv_cache_manager import KVCacheManager
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig
+from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.request import Request, RequestStatus
 
@@ -29,6 +29,7 @@ from medley.engine.kv.messages import grant
 from medley.engine.kv.network import Network
 from medley.engine.kv.puller import Load
 from medley.engine.kv.server import Holder, pin_answers
+from medley.engine.kv.suitability import numerics, obstacle
 from medley.engine.kv.weights import weights_digest
 from medley.engine.kv.worker_half import WorkerFacts
 from medley.engine.plugin.resume import committed_ids
@@ -44,7 +45,7 @@ class SchedulerHalf:
 
     def __init__(self, config: VllmConfig, caches: KVCacheConfig, mode: MigrationMode) -> None:
         self._config, self._mode = config, mode
-        self._obstacle = _obstacle(config, caches)
+        self._obstacle = obstacle(config, caches)
         self._identity: Identity | None = None
         self._workers: tuple[WorkerFacts, ...] = ()
         self._manager: KVCacheManager | None = None
@@ -75,7 +76,7 @@ class SchedulerHalf:
         if not self._obstacle and model is None:
             self._obstacle = "the weights' files are not on this machine: engines cannot know that they have the same"
         if not self._obstacle and geometry is not None and model is not None:
-            facts = _numerics(self._config, {each.backend for each in workers})
+            facts = numerics(self._config, {each.backend for each in workers})
             self._identity = Identity(geometry, numerics_digest(facts), model)
             answers = pin_answers(self._leases.holds)
             self._holder = Holder(network.listen, answers, network.keyring, stall_s=network.stall_s)
@@ -170,7 +171,8 @@ class SchedulerHalf:
 
     def loads(self) -> tuple[Load, ...]:
         """Return what the workers shall load in the next step."""
-        if len(self._leases):
+        end = self._leases.next_end()
+        if end is not None and end <= time.monotonic():
             self.expire()
         loads, self._loads = tuple(self._loads), []
         return loads
@@ -274,39 +276,3 @@ def _extras(request: Request, valid: int) -> list[str]:
         for feature in request.mm_features
         if feature.mm_position.offset < valid
     ]
-
-
-def _obstacle(config: VllmConfig, caches: KVCacheConfig) -> str:
-    """Return why an engine of this configuration cannot carry KV, or nothing."""
-    parallel, groups = config.parallel_config, caches.kv_cache_groups
-    if len(groups) != 1 or not isinstance(groups[0].kv_cache_spec, FullAttentionSpec):
-        return "only models whose layers all have full attention can be carried yet"
-    if config.model_config.use_mla:
-        return "models with latent attention (MLA) cannot be carried yet"
-    if getattr(groups[0].kv_cache_spec, "sliding_window", None) or getattr(
-        groups[0].kv_cache_spec, "attention_chunk_size", None
-    ):
-        return "models with windowed attention cannot be carried yet"
-    if parallel.data_parallel_size > 1:
-        return "--data-parallel-size: engines within an engine cannot be carried; run a replica for each"
-    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
-        return "context parallelism divides blocks in a way that cannot be carried yet"
-    return ""
-
-
-def _numerics(config: VllmConfig, backends: Iterable[str]) -> Mapping[str, str | int]:
-    from vllm import __version__  # noqa: PLC0415 - known once vLLM is imported whole
-
-    model, cache = config.model_config, config.cache_config
-    return {
-        "vllm": __version__,
-        "dtype": str(model.dtype),
-        "quantization": str(model.quantization),
-        "overrides": repr(model.hf_overrides),
-        "cache": str(cache.cache_dtype),
-        "block size": cache.block_size,
-        "layout": str(cache.kv_cache_layout),
-        "attention": " ".join(sorted(backends)),
-        "speculation": repr(config.speculative_config and config.speculative_config.method),
-        "device": config.device_config.device_type,
-    }
