@@ -269,7 +269,7 @@ async def test_a_request_that_is_loading_can_leave_again(pair):
         (EXPORT_PATH, {"requests": []}, 200, "tickets"),
         (RELEASE_PATH, {"exports": ["unknown"]}, 200, "unknown"),
     ],
-    ids=str,
+    ids=["a name", "no time", "more", "nothing", "no id", "too long", "none", "unknown"],
 )
 async def test_what_is_asked_wrongly_is_refused_by_name(pair, path, body, status, said):
     assert said in str(await pair[0].post(path, body, status))
