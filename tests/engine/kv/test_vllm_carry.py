@@ -333,13 +333,14 @@ class Trap:
             self._threads.append(threading.Thread(target=_forward, args=(near, far), daemon=True))
             self._threads[-1].start()
             left = self._through
-            while left and (piece := far.recv(min(left, 1 << 16))):
-                near.sendall(piece)
-                left -= len(piece)
-            self.reached.set()
-            self._open.wait(60)
+            with suppress(OSError):  # either side may be gone
+                while left and (piece := far.recv(min(left, 1 << 16))):
+                    near.sendall(piece)
+                    left -= len(piece)
+                self.reached.set()
+                self._open.wait(60)
             for sock in (near, far):
-                with suppress(OSError):  # the other side may be gone
+                with suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
 
 
