@@ -164,7 +164,7 @@ class EngineClient:
                 fault = parse_fault(status, answer)
                 return Broken(Cause.ENGINE_ERROR, accepted=True) if _is_the_engines(fault.code) else fault
             read = json.loads(answer)
-        except (EngineError, ValueError):
+        except (EngineError, ValueError, RecursionError):
             return Broken(Cause.CONNECTION, accepted=True)
         return read if isinstance(read, dict) else Broken(Cause.ENGINE_ERROR, accepted=True)
 
