@@ -9,7 +9,19 @@ DIGEST = "ab" * 32
 
 
 def source(**changes) -> Source:
-    return Source(**{"host": "10.0.0.1", "port": 4000, "pp": 0, "tp": 0, "layers": ("a", "b"), "head_lo": 0, "head_n": 2, "grant": DIGEST} | changes)
+    return Source(
+        **{
+            "host": "10.0.0.1",
+            "port": 4000,
+            "pp": 0,
+            "tp": 0,
+            "layers": ("a", "b"),
+            "head_lo": 0,
+            "head_n": 2,
+            "grant": DIGEST,
+        }
+        | changes
+    )
 
 
 def ticket(**changes) -> dict:
