@@ -140,7 +140,7 @@ async def test_a_notice_without_time_carries_nothing(tokenizer_file):
 
 async def test_a_stream_that_ends_in_time_stays(tokenizer_file):
     engines = [source(), engine()]
-    tokens, found = await moved(engines, tokenizer_file, notice=60.0)
+    tokens, found = await moved(engines, tokenizer_file, notice=600.0)
     assert (tokens, found) == (whole(), {"finished": 1, "carried": 0, "refilled": 0})
     assert engines[0].exported == []
 

@@ -173,3 +173,17 @@ async def test_a_fault_ends_the_reading():
     stream = ParsedStream(FOR, refuses, print)
     stream.feed(parts("x", "y")[-1])
     assert await stream.run() == EngineFault(400, "no parser", None)
+
+
+@pytest.mark.parametrize(
+    "answer", [{}, {"chunk": {}, "stream_state": {}}, {"choices": []}, {"choices": [{"message": None}]}]
+)
+async def test_nonsense_is_an_error_and_no_crash(answer):
+    async def nonsense(_):
+        return answer
+
+    given = parts("x", "y")
+    stream = ParsedStream(FOR, nonsense, print)
+    stream.feed(given[-1])
+    faults = [await stream.run(), await parsed_message(FOR, given, nonsense)]
+    assert [each.code for each in faults] == [502, 502]

@@ -1,7 +1,8 @@
 """Which replica takes a request: a shape by the plan's shares, then the replica of that shape with the least to do.
 
 Both rules give way, within bounds, to a replica that holds the beginning of the prompt in its prefix cache: a shape may
-run ahead of its share by `slack` requests, a replica of the least loaded by `TOLERATED_REQUESTS` of this one's size. router calls `place` for every request that it sends to an engine; `Credit` is the only state and is a value, so a
+run ahead of its share by `slack` requests, a replica of the least loaded by `TOLERATED_REQUESTS` of this one's size.
+The router calls `place` for every request that it sends to an engine; `Credit` is the only state and is a value, so a
 sequence of placements can be compared whole.
 """
 

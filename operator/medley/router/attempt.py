@@ -80,6 +80,7 @@ class Move:
 
     copied: dict[str, int] = field(default_factory=dict)  # tokens that targets have, by target
     handed: asyncio.Future[Handover] | None = None  # there from the cut on
+    claimed: bool = False  # the stream goes on with it; not so if it ended by itself, or its client left
     ended: asyncio.Event = field(default_factory=asyncio.Event)  # the attempt is over
 
 

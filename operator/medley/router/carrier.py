@@ -154,8 +154,16 @@ class Carrier:
 
     async def _take_over(self, carriage: Carriage, attempt: Attempt) -> None:
         """Learn where a stream goes on that left its replica on purpose."""
-        if attempt.move is not None and attempt.move.handed is not None:
-            carriage.handover = await attempt.move.handed
+        move = attempt.move
+        if move is not None and move.handed is not None:
+            move.claimed = True
+            try:
+                carriage.handover = await move.handed
+            except asyncio.CancelledError:
+                move.claimed = False
+                if move.handed.done() and not move.handed.cancelled():
+                    move.handed.result().arrived.set()
+                raise
         elif attempt.cause is Cause.NOTICE and attempt.way is not None:
             carriage.handover = Handover(attempt.way.target, None, asyncio.Event())
 

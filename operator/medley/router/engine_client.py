@@ -148,7 +148,8 @@ class EngineClient:
                     fault = parse_fault(response.status, answer)
                     return Broken(Cause.ENGINE_ERROR, accepted=True) if _is_the_engines(fault.code) else fault
             rendered = json.loads(answer)
-            return tuple(parse_rendered(each) for each in (rendered if isinstance(rendered, list) else [rendered]))
+            made = tuple(parse_rendered(each) for each in (rendered if isinstance(rendered, list) else [rendered]))
+            return made or Broken(Cause.ENGINE_ERROR, accepted=True)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
             return Broken(Cause.UNREACHABLE, accepted=False)
         except (*_CONNECTION_ERRORS, ValueError, RecursionError):

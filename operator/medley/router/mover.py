@@ -144,7 +144,9 @@ class Mover:
             attempt.break_off(Cause.NOTICE)
         if ticket is not None:
             async with self._pinned(source, ticket):
-                await _within(_ARRIVAL_SECONDS, arrived)
+                await _within(_ABORT_SECONDS, move.ended)  # it was broken off
+                if move.claimed:
+                    await _within(_ARRIVAL_SECONDS, arrived)
 
     @asynccontextmanager
     async def _pinned(self, source: Replica, ticket: Ticket) -> AsyncIterator[None]:

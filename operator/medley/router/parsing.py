@@ -97,13 +97,17 @@ class ParsedStream:
         )
         if isinstance(answer, EngineFault):
             return answer
-        self._state = answer["stream_state"]
-        read = answer["chunk"]["choices"][0]
-        delta = {name: value for name, value in read["delta"].items() if name != "role" and value not in (None, [])}
+        try:
+            self._state = answer["stream_state"]
+            read = answer["chunk"]["choices"][0]
+            said, reason = _said(read["delta"]), read.get("finish_reason")
+        except _NOT_THE_PROTOCOL as error:
+            return _nonsense(error)
+        delta = {name: value for name, value in said.items() if name != "role"}
         if finish is not None:
             _cut(delta, finish.excess)
         logprobs = [each for part in parts for each in part.logprobs]
-        self.emit(Read(delta, logprobs, finish, read.get("finish_reason")))
+        self.emit(Read(delta, logprobs, finish, reason))
         return None
 
 
@@ -131,12 +135,26 @@ async def parsed_message(
     )
     if isinstance(answer, EngineFault):
         return answer
-    read = answer["choices"][0]
-    message = {name: value for name, value in read["message"].items() if value not in (None, [])}
+    try:
+        message = _said(answer["choices"][0]["message"])
+    except _NOT_THE_PROTOCOL as error:
+        return _nonsense(error)
     _cut(message, finish.excess)
     called = bool(message.get("tool_calls")) and not isinstance(asked.body.get("tool_choice"), dict)
     message.setdefault("content", None)
     return message, "tool_calls" if called else finish.finish_reason
+
+
+_NOT_THE_PROTOCOL = (KeyError, IndexError, TypeError, AttributeError)
+
+
+def _nonsense(error: Exception) -> EngineFault:
+    return EngineFault(502, f"reading what an engine's parsers answered: {error!r}", None)
+
+
+def _said(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is there; the rest is null or empty."""
+    return {name: value for name, value in said.items() if value not in (None, [])}
 
 
 def _settled(part: Deliver | Finish) -> bool:
