@@ -128,6 +128,63 @@ RULES = {
         "spec.spot.surviveZoneLoss",
         "policy Never buys no spot, so no spot can be lost: remove surviveZoneLoss, or set policy: Prefer",
     ),
+    "class loss without spot": (
+        "LLMService",
+        {"spec.spot": {"policy": "Never", "surviveClassLoss": "50%"}},
+        "spec.spot.surviveClassLoss",
+        "policy Never buys no spot, so no spot can be lost: remove surviveClassLoss, or set policy: Prefer",
+    ),
+    "loss of a class in a zone without spot": (
+        "LLMService",
+        {"spec.spot": {"policy": "Never", "surviveClassZoneLoss": "50%"}},
+        "spec.spot.surviveClassZoneLoss",
+        "policy Never buys no spot, so no spot can be lost: remove surviveClassZoneLoss, or set policy: Prefer",
+    ),
+    "two quotas on the same GPUs": (
+        "LLMService",
+        {"spec.limits": {"gpuQuotas": [{"class": "l4", "gpus": 4}, {"gpus": 9}, {"class": "l4", "gpus": 8}]}},
+        "spec.limits.gpuQuotas",
+        "two gpuQuotas bound the same class, market and zone: keep the one that holds",
+    ),
+    "more zones than replicas": (
+        "LLMService",
+        {"spec.spread": {"minZones": 3}, "spec.limits": {"maxReplicas": 2}},
+        "spec.spread.minZones",
+        "spread.minZones needs a replica in each of its zones: raise limits.maxReplicas, or lower minZones",
+    ),
+    "more zones than are allowed": (
+        "LLMService",
+        {"spec.spread": {"minZones": 3}, "spec.accelerators": {"zones": ["a", "b"]}},
+        "spec.spread.minZones",
+        "spread.minZones is above the number of accelerators.zones: allow more zones, or lower minZones",
+    ),
+    "parts of zones that do not make a whole": (
+        "LLMService",
+        {"spec.spread": {"maxZoneShare": "49%"}, "spec.accelerators": {"zones": ["a", "b"]}},
+        "spec.spread.maxZoneShare",
+        "spread.maxZoneShare times the accelerators.zones is below 100%: allow more zones, or raise maxZoneShare",
+    ),
+    "no part of any zone": (
+        "LLMService",
+        {"spec.spread": {"maxZoneShare": "0%"}},
+        "spec.spread.maxZoneShare",
+        "maxZoneShare 0% leaves every zone empty: write at least 1%, or remove it",
+    ),
+    "a comparison that is carried out": (
+        "LLMService",
+        {"spec.allocation": "Melange"},
+        "spec.allocation",
+        (
+            "allocation Melange keeps no limits and survives no loss, so it is for comparison: "
+            "set mode: Plan, or allocation: Shares"
+        ),
+    ),
+    "a quota of the account on nothing": (
+        "AcceleratorClass",
+        {"spec.gpuQuota": {}},
+        "spec.gpuQuota",
+        "gpuQuota bounds nothing: set onDemand, spot or both, or remove it",
+    ),
     "contradictory limits": (
         "LLMService",
         {"spec.limits": {"minReplicas": 5, "maxReplicas": 3}},

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from medley.api.acceleratorclass import AcceleratorClass, Zone
+from medley.api.acceleratorclass import GpuQuota as GpuQuotaOfClass
 from medley.api.llmservice import Distribution, LLMService, LLMServiceSpec
 from medley.api.migration import Migration
 from medley.api.performanceprofile import LatencyModelSpec, PerformanceProfile, Point
@@ -23,7 +24,7 @@ from medley.core.accelerators import Market, NodeOffer, Shape
 from medley.core.errors import InvalidInputError
 from medley.core.latency import LatencyModel
 from medley.core.profiles import FittedLatency, Latency, LatencyPoint, Profile
-from medley.core.service import Forecast, Histogram, Limits, Service, SpotPolicy
+from medley.core.service import Forecast, GpuQuota, Histogram, Limits, Service, SpotPolicy, Spread
 from medley.core.workload import SizeGrid, Slo
 
 _Object = TypeVar("_Object", bound=BaseModel)
@@ -70,6 +71,8 @@ def service(item: LLMService) -> Service:
         mode=spec.mode,
         routing=spec.workload.routing,
         priority=spec.priority,
+        spread=spread(spec),
+        allocation=spec.allocation,
     )
 
 
@@ -89,11 +92,17 @@ def forecast(spec: LLMServiceSpec) -> Forecast:
 
 def spot_policy(spec: LLMServiceSpec) -> SpotPolicy:
     """Return how much may depend on spot."""
-    floor, survive = spec.spot.on_demand_floor, spec.spot.survive_zone_loss
+    spot = spec.spot
+
+    def part(written: str | None, field: str) -> float:
+        return 0.0 if written is None else units.percent(written, field=f"spec.spot.{field}")
+
     return SpotPolicy(
-        use=spec.spot.policy,
-        on_demand_floor=0.0 if floor is None else units.percent(floor, field="spec.spot.onDemandFloor"),
-        survive_zone_loss=0.0 if survive is None else units.percent(survive, field="spec.spot.surviveZoneLoss"),
+        use=spot.policy,
+        on_demand_floor=part(spot.on_demand_floor, "onDemandFloor"),
+        survive_zone_loss=part(spot.survive_zone_loss, "surviveZoneLoss"),
+        survive_class_loss=part(spot.survive_class_loss, "surviveClassLoss"),
+        survive_class_zone_loss=part(spot.survive_class_zone_loss, "surviveClassZoneLoss"),
     )
 
 
@@ -104,7 +113,16 @@ def limits(spec: LLMServiceSpec) -> Limits:
         max_usd_per_hour=None if most is None else units.usd(most, field="spec.limits.maxUSDPerHour"),
         max_replicas=spec.limits.max_replicas,
         min_replicas=spec.limits.min_replicas,
+        gpu_quotas=tuple(
+            GpuQuota(each.gpus, each.accelerator_class, each.market, each.zone) for each in spec.limits.gpu_quotas
+        ),
     )
+
+
+def spread(spec: LLMServiceSpec) -> Spread:
+    """Return how replicas are spread over zones."""
+    share = spec.spread.max_zone_share
+    return Spread(spec.spread.min_zones, units.percent(share, field="spec.spread.maxZoneShare"))
 
 
 def accelerator_class(item: AcceleratorClass) -> accelerators.AcceleratorClass:
@@ -129,7 +147,13 @@ def accelerator_class(item: AcceleratorClass) -> accelerators.AcceleratorClass:
         nodes=nodes,
         offers=tuple(offer for offer in offers if existing is None or offer.market is existing.market),
         engine_image=spec.engine.image,
+        gpu_quotas=() if spec.gpu_quota is None else _gpu_quotas(spec.gpu_quota),
     )
+
+
+def _gpu_quotas(written: GpuQuotaOfClass) -> tuple[tuple[Market, int], ...]:
+    quotas = ((Market.ON_DEMAND, written.on_demand), (Market.SPOT, written.spot))
+    return tuple((market, gpus) for market, gpus in quotas if gpus is not None)
 
 
 def profile(item: PerformanceProfile) -> Profile:

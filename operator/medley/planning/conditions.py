@@ -30,6 +30,7 @@ _BOUND_REASONS: Mapping[Bound, Reason] = {
     Bound.REPLICAS: Reason.LIMITS_TOO_TIGHT,
     Bound.ON_DEMAND_FLOOR: Reason.SPOT_NOT_HEDGED,
     Bound.ZONE_LOSS: Reason.SPOT_NOT_HEDGED,
+    Bound.SPREAD: Reason.LIMITS_TOO_TIGHT,
     Bound.MIN_REPLICAS: Reason.CAPACITY_CAPPED,
     Bound.PROFILES: Reason.PROFILE_MISSING,
     Bound.CLASSES: Reason.UNKNOWN_CLASS,
@@ -217,9 +218,11 @@ def _hedged(proposal: Proposal) -> Verdict:
     if not spot:
         return Verdict(Condition.SPOT_HEDGED, Truth.TRUE, Reason.NO_SPOT, "No replica is on spot")
     policy = proposal.question.problem.spot
+    losses = (("a class's spot", policy.survive_class_loss), ("a class's spot in one zone", policy.survive_class_zone_loss))
+    also = "".join(f", {part:.0%} of {what}" for what, part in losses if part > 0)
     message = (
         f"{spot} replicas are on spot; on-demand floor {policy.on_demand_floor:.0%}, "
-        f"{policy.survive_zone_loss:.0%} of the demand survives the loss of a zone's spot"
+        f"{policy.survive_zone_loss:.0%} of the demand survives the loss of a zone's spot{also}"
     )
     return Verdict(Condition.SPOT_HEDGED, Truth.TRUE, Reason.HEDGED, message)
 

@@ -99,7 +99,7 @@ def shared_caps(problems: Iterable[AllocationProblem]) -> tuple[Cap, ...]:
     """Return the caps of several problems, those of one name as one; the tightest of their bounds counts."""
     found: dict[str, Cap] = {}
     for problem in problems:
-        for cap in problem.all_caps:
+        for cap in (each for each in problem.all_caps if each.shared):
             known = found.get(cap.name, cap)
             uses = tuple(sorted({**dict(known.uses), **dict(cap.uses)}.items()))
             found[cap.name] = Cap(cap.name, min(known.at_most, cap.at_most), uses)

@@ -18,12 +18,13 @@ from functools import lru_cache
 
 from medley.core.accelerators import OfferingKey
 from medley.core.errors import MedleyError
-from medley.core.service import OperatingMode
+from medley.core.service import AllocationMode, OperatingMode
 from medley.planning.allocator import allocate, on_demand_only
 from medley.planning.changes import launch_usd, launches_usd, pays
 from medley.planning.explain import NotUsed, explain, nothing_on_offer
 from medley.planning.fleet import Neighbour, Observed, ReplicaPhase, Unavailable
 from medley.planning.problem import MICRODOLLARS, Allocation, AllocationProblem, Infeasible
+from medley.planning.published import not_used, published
 from medley.planning.question import Question, ask
 from medley.planning.rollout import counted, fleet_of
 from medley.planning.sharing import Claim, left_for
@@ -60,6 +61,8 @@ def propose(observed: Observed, now: datetime) -> Proposal:
     """Return the plan for what is observed; raises InvalidInputError and SolverError."""
     unavailable = unavailable_offerings(observed, now)
     question = _question(observed, unavailable, now)
+    if observed.service.allocation is AllocationMode.MELANGE:
+        return _as_published(question, unavailable)
     found = _answered(question, observed.service.model)
     if isinstance(found, Allocation):
         chosen = _damped(found, question.problem, observed)
@@ -77,6 +80,20 @@ def propose(observed: Observed, now: datetime) -> Proposal:
         for key, count in waiting.items():
             wanted[key] = wanted.get(key, 0) + count
     return _proposal(question, found.best, found, wanted, unavailable)
+
+
+def _as_published(question: Question, unavailable: tuple[Unavailable, ...]) -> Proposal:
+    found, without_spot = published(question.problem), published(on_demand_only(question.problem))
+    plan = found if isinstance(found, Allocation) else found.best
+    return Proposal(
+        question=question,
+        allocation=plan,
+        infeasible=None if isinstance(found, Allocation) else found,
+        wanted=dict(plan.replicas),
+        on_demand_usd_per_hour=without_spot.usd_per_hour if isinstance(without_spot, Allocation) else None,
+        not_used=not_used(question, found),
+        unavailable=unavailable,
+    )
 
 
 def unavailable_offerings(observed: Observed, now: datetime) -> tuple[Unavailable, ...]:
@@ -107,7 +124,8 @@ def _question(observed: Observed, unavailable: tuple[Unavailable, ...], now: dat
         fleet=fleet_of(there),
         withheld=tuple((each.offering, placed[each.offering], each.reason) for each in unavailable),
     )
-    if not observed.neighbours or not question.problem.offerings:
+    published_alone = service.allocation is AllocationMode.MELANGE
+    if published_alone or not observed.neighbours or not question.problem.offerings:
         return question
     own = Claim(
         f"{service.namespace}/{service.name}", question.problem, tuple(sorted(placed.items())), service.priority

@@ -18,7 +18,7 @@ from medley.core.accelerators import AcceleratorClass, OfferingKey, Shape
 from medley.core.errors import InvalidInputError
 from medley.core.latency import LatencyModel
 from medley.core.profiles import Profile
-from medley.core.service import Histogram, RoutingKnowledge, Service
+from medley.core.service import AllocationMode, Histogram, RoutingKnowledge, Service
 from medley.core.workload import MELANGE_GRID, Bucket, Demand
 from medley.planning.changes import in_the_objective
 from medley.planning.ignorance import Class, arrivals, blind
@@ -28,6 +28,7 @@ from medley.planning.predicted import believed
 from medley.planning.presets import preset
 from medley.planning.problem import DEFAULT_UTILISATION, AllocationProblem
 from medley.planning.settled import Promise, settled
+from medley.planning.terms import Quota
 from medley.planning.throughput import Sustained, most_trusted, sustained
 
 
@@ -84,7 +85,22 @@ def ask(
         spot=service.spot,
         caps=offer.caps,
         utilisation=utilisation,
+        quotas=tuple(
+            Quota(each.gpus, each.accelerator_class, each.market, each.zone, shared=False)
+            for each in service.limits.gpu_quotas
+        ),
+        spread=service.spread,
     )
+    if service.allocation is AllocationMode.MELANGE:
+        # The paper's routers know outputs, and its replicas are full; the fleet means nothing to it.
+        return Question(
+            replace(problem, utilisation=1.0),
+            classes=chosen,
+            profiles=fitting,
+            sustained=judged,
+            out_of_question=(*out, *offer.out_of_question),
+            routing=RoutingKnowledge.ORACLE,
+        )
     seen = arrivals(served) if service.routing is RoutingKnowledge.BLIND else ()
     models = tuple((each.shape, believed(each.latency)) for each in fitting if each.latency is not None)
     if models and served.requests_per_second:
