@@ -18,16 +18,17 @@ from functools import lru_cache
 
 from medley.core.accelerators import OfferingKey
 from medley.core.errors import MedleyError
-from medley.core.service import AllocationMode, OperatingMode
+from medley.core.service import AllocationMode, OperatingMode, WorkloadSource
 from medley.planning.allocator import allocate, on_demand_only
 from medley.planning.changes import launch_usd, launches_usd, pays
 from medley.planning.explain import NotUsed, explain, nothing_on_offer
 from medley.planning.fleet import Neighbour, Observed, ReplicaPhase, Unavailable
 from medley.planning.problem import MICRODOLLARS, Allocation, AllocationProblem, Infeasible
 from medley.planning.published import not_used, published
-from medley.planning.question import Question, ask
+from medley.planning.question import Question, ask, expected, grid_of
 from medley.planning.rollout import counted, fleet_of
 from medley.planning.sharing import Claim, left_for
+from medley.planning.traffic import NotMeasured, Traffic, in_force, measured
 
 UNSCHEDULABLE_LIMIT = timedelta(seconds=60)
 UNAVAILABLE_FOR = timedelta(minutes=10)
@@ -44,6 +45,7 @@ class Proposal:
     on_demand_usd_per_hour: float | None  # None: without spot the demand cannot be met
     not_used: tuple[NotUsed, ...]
     unavailable: tuple[Unavailable, ...]
+    traffic: Traffic | NotMeasured = NotMeasured("not asked for")  # that it is made for; not measured: the forecast
 
     @property
     def usd_per_replica_hour(self) -> Mapping[OfferingKey, float]:
@@ -59,8 +61,26 @@ class Proposal:
 
 def propose(observed: Observed, now: datetime) -> Proposal:
     """Return the plan for what is observed; raises InvalidInputError and SolverError."""
+    traffic = traffic_of(observed, now)
+    return replace(_planned(observed, traffic if isinstance(traffic, Traffic) else None, now), traffic=traffic)
+
+
+def traffic_of(observed: Observed, now: datetime) -> Traffic | NotMeasured:
+    """Return the traffic to plan for, or why there is none but the forecast; raises InvalidInputError."""
+    service = observed.service
+    if service.workload_source is WorkloadSource.FORECAST:
+        return NotMeasured("spec.workload.source is Forecast")
+    grid, had = grid_of(service), observed.standing.traffic
+    prior, longest = expected(service, observed.classes, observed.profiles)
+    found = measured(observed.ledger, now, grid, prior, had, longest=longest)
+    force = in_force(had, found, grid)
+    # Where nothing was in force, what was found is, unless it is the reason why there is nothing.
+    return found if force is None else force
+
+
+def _planned(observed: Observed, traffic: Traffic | None, now: datetime) -> Proposal:
     unavailable = unavailable_offerings(observed, now)
-    question = _question(observed, unavailable, now)
+    question = _question(observed, traffic, unavailable, now)
     if observed.service.allocation is AllocationMode.MELANGE:
         return _as_published(question, unavailable)
     found = _answered(question, observed.service.model)
@@ -68,7 +88,7 @@ def propose(observed: Observed, now: datetime) -> Proposal:
         chosen = _damped(found, question.problem, observed)
         return _proposal(question, chosen, None, dict(chosen.replicas), unavailable)
     wanted = dict(found.best.replicas)
-    if unavailable and isinstance(_allocated(_question(observed, (), now).problem), Allocation):
+    if unavailable and isinstance(_allocated(_question(observed, traffic, (), now).problem), Allocation):
         # Only capacity is missing: pods that wait for it are how the cluster learns that it is wanted.
         on_offer = {offering.key for offering in question.problem.offerings}
         short = {each.offering for each in unavailable} & on_offer
@@ -113,7 +133,9 @@ def unavailable_offerings(observed: Observed, now: datetime) -> tuple[Unavailabl
     return tuple(remembered[key] for key in sorted(remembered))
 
 
-def _question(observed: Observed, unavailable: tuple[Unavailable, ...], now: datetime) -> Question:
+def _question(
+    observed: Observed, traffic: Traffic | None, unavailable: tuple[Unavailable, ...], now: datetime
+) -> Question:
     there = counted(observed, now)
     placed = Counter(replica.offering for replica in there if replica.node)
     service = observed.service
@@ -121,6 +143,7 @@ def _question(observed: Observed, unavailable: tuple[Unavailable, ...], now: dat
         service,
         observed.classes,
         observed.profiles,
+        traffic=traffic,
         fleet=fleet_of(there),
         withheld=tuple((each.offering, placed[each.offering], each.reason) for each in unavailable),
     )
@@ -145,11 +168,13 @@ def _claim(neighbour: Neighbour, observed: Observed, now: datetime) -> Claim:
         return Claim(neighbour.name, None, neighbour.held)
     held = dict(neighbour.held)
     short = tuple(each for each in neighbour.unavailable if each.until > now)
+    observes = service.workload_source is WorkloadSource.OBSERVED
     try:
         question = ask(
             service,
             observed.classes,
             observed.profiles,
+            traffic=in_force(neighbour.traffic, NotMeasured("its own"), grid_of(service)) if observes else None,
             fleet=neighbour.held,
             withheld=tuple((each.offering, held.get(each.offering, 0), each.reason) for each in short),
         )

@@ -1,0 +1,67 @@
+"""Reads what routers count, from their /metrics as any scraper does, and remembers it for an hour.
+
+Called by `observing`, once a pass. What it remembers it may lose: a new leader goes on with the traffic in the service's
+status until it has listened for as long (`planning/traffic.py`). A router that does not answer is left out this time;
+what it counted meanwhile comes with its next answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+
+import aiohttp
+
+from medley.core import names
+from medley.core.errors import EngineError
+from medley.core.traffic import Counts
+from medley.planning.traffic import Ledger, forgotten, read
+from medley.telemetry.counts import counts
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = 2.0
+OK = 200
+Key = tuple[str, str]  # namespace, name of a service
+
+
+class Routers:
+    """A client of all routers; `port` differs only in tests, where many share one address."""
+
+    def __init__(self, session: aiohttp.ClientSession, port: int = names.PORT_ROUTER) -> None:
+        self._session = session
+        self._port = port
+        self._ledgers: dict[Key, Ledger] = {}
+
+    async def listen(self, key: Key, addresses: Mapping[str, str], now: datetime) -> Ledger:
+        """Return all that is remembered of a service's routers, with what those at these addresses say now.
+
+        `addresses`: by what tells one router from another that took its address. None: the service is not listened to.
+        """
+        if not addresses:
+            return self._ledgers.get(key, Ledger())
+        answers = await asyncio.gather(*(self._counts(address) for address in addresses.values()))
+        said = {name: each for name, each in zip(addresses, answers, strict=True) if each is not None}
+        known = forgotten(self._ledgers.get(key, Ledger()), frozenset(addresses))
+        self._ledgers[key] = read(known, said, now)
+        return self._ledgers[key]
+
+    def forget(self, key: Key) -> None:
+        """Forget a service that is gone."""
+        self._ledgers.pop(key, None)
+
+    async def _counts(self, address: str) -> Counts | None:
+        host = f"[{address}]" if ":" in address else address
+        url = f"http://{host}:{self._port}/metrics"
+        try:
+            timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+            async with self._session.get(url, timeout=timeout) as response:
+                text = await response.text()
+            if response.status != OK:
+                raise EngineError(f"{response.status}: {text[:500]}")
+            return counts(text)
+        except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError, EngineError) as error:
+            logger.info("GET %s: %s: %s", url, type(error).__name__, error)
+            return None
