@@ -262,7 +262,12 @@ class World:
 
 def reconciler(api: Api, session: aiohttp.ClientSession, port: int) -> Reconciler:
     return Reconciler(
-        api, Supervisors(session, port), Routers(session, port), IMAGES, EventPost(api, "test"), OperatorMetrics(CollectorRegistry())
+        api,
+        Supervisors(session, port),
+        Routers(session, port),
+        IMAGES,
+        EventPost(api, "test"),
+        OperatorMetrics(CollectorRegistry()),
     )
 
 

@@ -71,7 +71,9 @@ def test_a_quota_that_is_too_small_names_its_field():
 def test_a_service_s_own_quota_is_no_affair_of_its_neighbours():
     other = replace(service(), name="other")
     held = Neighbour("default/other", other, ((offering(zone="a"), 2),))
-    assert proposed(limits=Limits(gpu_quotas=(GpuQuota(2, "l4"),)), neighbours=(held,)).wanted == {offering(zone="a"): 2}
+    assert proposed(limits=Limits(gpu_quotas=(GpuQuota(2, "l4"),)), neighbours=(held,)).wanted == {
+        offering(zone="a"): 2
+    }
 
 
 def test_the_quota_of_a_class_counts_the_gpus_of_a_replica_s_part_of_its_node():
@@ -160,7 +162,9 @@ def test_a_loss_that_cannot_be_survived_names_its_field():
 
 
 def test_what_would_have_to_give_of_quotas():
-    case = Case(service(limits=Limits(gpu_quotas=(GpuQuota(1),))), (accelerator_class(gpu_quotas=((SPOT, 0),)),), PROFILES)
+    case = Case(
+        service(limits=Limits(gpu_quotas=(GpuQuota(1),))), (accelerator_class(gpu_quotas=((SPOT, 0),)),), PROFILES
+    )
     assert plan_of(case) is None
     found = {each.fields: each.change for each in relaxation.relaxations(case)}
     assert found["spec.limits.gpuQuotas[0]",] == "gpuQuotas[0] of 2 GPUs instead of 1"

@@ -16,9 +16,10 @@ from medley.core.traffic import Arrivals, Counts
 from medley.core.workload import Bucket, Demand, SizeGrid
 from medley.planning.fleet import Standing
 from medley.planning.ignorance import Class
+from medley.planning.ledger import Ledger, forgotten, read
 from medley.planning.proposal import propose, traffic_of
 from medley.planning.question import ask
-from medley.planning.traffic import ClassTraffic, Ledger, NotMeasured, Traffic, forgotten, in_force, measured, read
+from medley.planning.traffic import ClassTraffic, NotMeasured, Traffic, in_force, measured
 from medley.testing.builders import GRID as ONE
 from medley.testing.builders import NOW, accelerator_class, observed, offering, profile, service
 
@@ -241,7 +242,9 @@ class TestBursts:
 class TestInForce:
     """The plan's traffic changes for what is more than chance, and for nothing else."""
 
-    def traffic(self, rate=4.0, parts=((Bucket(0, 1), 0.5), (Bucket(1, 1), 0.5)), bursts=(), requests=5000):
+    HALVES = ((Bucket(0, 1), 0.5), (Bucket(1, 1), 0.5))
+
+    def traffic(self, rate=4.0, parts=HALVES, bursts=(), requests=5000):
         classes = tuple(ClassTraffic(bucket, rate * part, (500, 500)) for bucket, part in parts)
         return Traffic(GRID, classes, tuple(bursts), requests, NOW)
 

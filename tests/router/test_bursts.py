@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given
@@ -29,7 +29,7 @@ def by_hand(times, length, until):
     for each in times:
         if int(each / length) < len(counts):
             counts[int(each / length)] += 1
-    pairs = list(zip(counts, counts[1:], strict=False))
+    pairs = list(pairwise(counts))
     return Arrivals(sum(b for _, b in pairs), sum((b - a) ** 2 for a, b in pairs))
 
 

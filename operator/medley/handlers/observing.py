@@ -60,7 +60,7 @@ class View:
 
 
 async def view(
-    api: Api, supervisors: Supervisors, routers: Routers, images: Images, key: tuple[str, str], now: datetime
+    api: Api, supervisors: Supervisors, routers: Routers, images: Images, key: tuple[str, str], *, now: datetime
 ) -> View | None:
     """Observe one service; None if there is none. Raises InvalidInputError for a service that is not understood."""
     sight = await observe.look(api, *key)

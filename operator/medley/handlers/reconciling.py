@@ -71,7 +71,7 @@ class Reconciler:
     async def _pass(self, key: Key) -> float | None:
         now = self.clock()
         try:
-            view = await observing.view(self.api, self.supervisors, self.routers, self.images, key, now)
+            view = await observing.view(self.api, self.supervisors, self.routers, self.images, key, now=now)
         except InvalidInputError as error:
             # The API server lets nothing in that is not understood, unless its CRD is of another version.
             self.metrics.refusals.labels(Reason.INVALID_SPEC.value).inc()

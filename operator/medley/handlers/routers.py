@@ -1,8 +1,8 @@
 """Reads what routers count, from their /metrics as any scraper does, and remembers it for an hour.
 
-Called by `observing`, once a pass. What it remembers it may lose: a new leader goes on with the traffic in the service's
-status until it has listened for as long (`planning/traffic.py`). A router that does not answer is left out this time;
-what it counted meanwhile comes with its next answer.
+Called by `observing`, once a pass. What it remembers it may lose: a new leader goes on with the traffic in the
+service's status until it has listened for as long (`planning/traffic.py`). A router that does not answer is left out
+this time; what it counted meanwhile comes with its next answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import aiohttp
 from medley.core import names
 from medley.core.errors import EngineError
 from medley.core.traffic import Counts
-from medley.planning.traffic import Ledger, forgotten, read
+from medley.planning.ledger import Ledger, forgotten, read
 from medley.telemetry.counts import counts
 
 logger = logging.getLogger(__name__)
@@ -53,15 +53,21 @@ class Routers:
         self._ledgers.pop(key, None)
 
     async def _counts(self, address: str) -> Counts | None:
+        try:
+            return counts(await self._scraped(address))
+        except EngineError as error:
+            logger.info("%s: %s", address, error)
+            return None
+
+    async def _scraped(self, address: str) -> str:
         host = f"[{address}]" if ":" in address else address
         url = f"http://{host}:{self._port}/metrics"
         try:
             timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
             async with self._session.get(url, timeout=timeout) as response:
                 text = await response.text()
-            if response.status != OK:
-                raise EngineError(f"{response.status}: {text[:500]}")
-            return counts(text)
-        except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError, EngineError) as error:
-            logger.info("GET %s: %s: %s", url, type(error).__name__, error)
-            return None
+        except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError) as error:
+            raise EngineError(f"GET {url}: {type(error).__name__}: {error}") from error
+        if response.status != OK:
+            raise EngineError(f"GET {url}: {response.status}: {text[:500]}")
+        return text

@@ -51,6 +51,7 @@ def traffic_in(status: WorkloadStatus | None) -> Traffic | None:
             requests=status.requests,
             measured_at=status.measured_at,
         )
-        return traffic if traffic.classes and traffic.demand.requests_per_second else None
-    except (InvalidInputError, ValueError, ZeroDivisionError, IndexError):
+        served = traffic.demand.requests_per_second
+    except (InvalidInputError, ValueError, ZeroDivisionError):
         return None
+    return traffic if served else None

@@ -16,7 +16,8 @@ from medley.core.names import Condition, Reason
 from medley.core.notices import Notice, NoticeSource
 from medley.core.profiles import Profile
 from medley.core.service import Service
-from medley.planning.traffic import Ledger, Traffic
+from medley.planning.ledger import Ledger
+from medley.planning.traffic import Traffic
 
 
 class ReplicaPhase(StrEnum):

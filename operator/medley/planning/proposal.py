@@ -34,6 +34,9 @@ UNSCHEDULABLE_LIMIT = timedelta(seconds=60)
 UNAVAILABLE_FOR = timedelta(minutes=10)
 
 
+_FORECAST = NotMeasured("spec.workload.source is Forecast")
+
+
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """What should exist, and why."""
@@ -45,7 +48,7 @@ class Proposal:
     on_demand_usd_per_hour: float | None  # None: without spot the demand cannot be met
     not_used: tuple[NotUsed, ...]
     unavailable: tuple[Unavailable, ...]
-    traffic: Traffic | NotMeasured = NotMeasured("not asked for")  # that it is made for; not measured: the forecast
+    traffic: Traffic | NotMeasured = _FORECAST  # that it is made for
 
     @property
     def usd_per_replica_hour(self) -> Mapping[OfferingKey, float]:
@@ -69,7 +72,7 @@ def traffic_of(observed: Observed, now: datetime) -> Traffic | NotMeasured:
     """Return the traffic to plan for, or why there is none but the forecast; raises InvalidInputError."""
     service = observed.service
     if service.workload_source is WorkloadSource.FORECAST:
-        return NotMeasured("spec.workload.source is Forecast")
+        return _FORECAST
     grid, had = grid_of(service), observed.standing.traffic
     prior, longest = expected(service, observed.classes, observed.profiles)
     found = measured(observed.ledger, now, grid, prior, had, longest=longest)

@@ -65,8 +65,9 @@ def ask(
 ) -> Question:
     """Return the question for a service.
 
-    `demand`: what is to be served; None: the forecast. `traffic`: what was measured, which takes its place. `fleet`: replicas that exist. `withheld`: offerings of which no
-    more than so many replicas are to be had for now, and why. Raises InvalidInputError, UnknownClassError.
+    `demand`: what is to be served; None: the forecast. `traffic`: what was measured, which takes the place of both.
+    `fleet`: replicas that exist. `withheld`: offerings of which no more than so many replicas are to be had for now,
+    and why. Raises InvalidInputError, UnknownClassError.
     """
     chosen = chosen_classes(classes, service.classes)
     of_model = _of_model(service, chosen, profiles)
@@ -126,9 +127,7 @@ def grid_of(service: Service) -> SizeGrid:
     return (preset(written) if isinstance(written, str) else written).grid
 
 
-def _of_model(
-    service: Service, chosen: Iterable[AcceleratorClass], profiles: Iterable[Profile]
-) -> tuple[Profile, ...]:
+def _of_model(service: Service, chosen: Iterable[AcceleratorClass], profiles: Iterable[Profile]) -> tuple[Profile, ...]:
     names = {each.name for each in chosen}
     return most_trusted(
         profile for profile in profiles if profile.model == service.model and profile.shape.accelerator_class in names

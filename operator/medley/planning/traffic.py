@@ -1,8 +1,8 @@
 """From what routers counted to the traffic that a plan is made for. Called by `proposal` and `handlers`; pure.
 
-    ledger = read(ledger, counts_by_router, now)      # once a pass, from the routers that answered
-    found = measured(ledger, now, grid, prior, had)   # Traffic, or why there is none
-    plan_for = in_force(had, found)                   # changes only where the difference is beyond chance
+    known = ledger.read(known, counts_by_router, now)   # once a pass, from the routers that answered
+    found = measured(known, now, grid, prior, had)      # Traffic, or why there is none
+    plan_for = in_force(had, found, grid)               # changes only where the difference is beyond chance
 
 What the operator keeps in memory, the ledger, it may lose at any time: `had`, which the status holds, stays in force
 until there is as much again. The rate is that of the busiest WINDOW of the last STABLE: more traffic counts at once,
@@ -14,23 +14,22 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from medley.core.traffic import WINDOWS_S, Counts
+from medley.core.traffic import WINDOWS_S
 from medley.core.workload import Bucket, Demand, SizeGrid
 from medley.planning.burstiness import FEWEST_WINDOWS
 from medley.planning.ignorance import Class
+from medley.planning.ledger import KEPT, Ledger, Totals
 from medley.planning.presets import RAREST
 from medley.planning.sizes import largest_request
 
 WINDOW = timedelta(minutes=5)
 STABLE = timedelta(minutes=30)
-KEPT = timedelta(hours=1)
 FEWEST_REQUESTS = 100  # fewer say little about sizes
-_APART = timedelta(seconds=45)  # readings nearer to each other are not both kept
 _SEEN = 3  # requests of a size: fewer are no reason to ask for a profile of it
 _PARTS = 1000  # outputs are kept in thousandths
 _DIGITS = 3  # of rates and dispersions
@@ -43,7 +42,7 @@ _BURSTIER = 1.25
 
 @dataclass(frozen=True, slots=True)
 class ClassTraffic:
-    """Requests of one input range and range of max_tokens; `outputs`: thousandths per output range that came of them."""
+    """Requests of one input range and range of max_tokens; `outputs`: thousandths per output range that they made."""
 
     bucket: Bucket
     requests_per_second: float
@@ -83,10 +82,10 @@ class Traffic:
     @property
     def demand(self) -> Demand:
         """The same by the outputs that are expected."""
-        rates: Counter[Bucket] = Counter()
+        rates: defaultdict[Bucket, float] = defaultdict(float)
         for each in self.arrivals:
             for output, part in each.outputs:
-                rates[Bucket(each.bucket.input, output)] += each.requests_per_second * part  # type: ignore[assignment]
+                rates[Bucket(each.bucket.input, output)] += each.requests_per_second * part
         return Demand(self.grid, tuple(sorted(rates.items())))
 
     def dispersion(self, life_s: float) -> float:
@@ -105,56 +104,6 @@ class NotMeasured:
     """Why there is no measurement; nothing in the words ticks."""
 
     why: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Totals:
-    """What came since the ledger began, over all routers."""
-
-    at: datetime
-    requests: Mapping[tuple[int, int], float] = field(default_factory=dict)
-    outputs: Mapping[tuple[int, int, int], float] = field(default_factory=dict)
-    turned_away: float = 0.0
-    excess: Mapping[int, float] = field(default_factory=dict)  # of squared differences over chance, by window
-    chance: Mapping[int, float] = field(default_factory=dict)  # what the excess is measured in
-
-    @property
-    def arrived(self) -> float:
-        return math.fsum(self.requests.values()) + self.turned_away
-
-
-@dataclass(frozen=True, slots=True)
-class Ledger:
-    """Totals at the readings of the last KEPT, and what every router said last."""
-
-    last: Mapping[str, Counts] = field(default_factory=dict)
-    totals: tuple[_Totals, ...] = ()  # oldest first
-
-
-def read(ledger: Ledger, said: Mapping[str, Counts], now: datetime) -> Ledger:
-    """Return the ledger with what routers say now, by their identity; none that answered: nothing is known of now.
-
-    A router that was not heard before only counts from now on: nobody knows when it counted what it has. One whose
-    counts fell began anew.
-    """
-    if not said:
-        return ledger
-    last = {**ledger.last, **said}
-    before = ledger.totals[-1] if ledger.totals else _Totals(now)
-    if ledger.totals and now <= before.at:
-        return ledger
-    grown = [_grown(ledger.last[name], counts) for name, counts in said.items() if name in ledger.last]
-    totals = _added(before, grown, len(said), now)
-    kept = [each for each in ledger.totals if each.at > now - KEPT]
-    # The last is replaced while it is near the one before it, so readings are spaced without a gap at the end.
-    if len(kept) > 1 and kept[-1].at - kept[-2].at < _APART:
-        kept.pop()
-    return Ledger(last, (*kept, totals))
-
-
-def forgotten(ledger: Ledger, routers: frozenset[str]) -> Ledger:
-    """Return the ledger without routers that are no more."""
-    return replace(ledger, last={name: counts for name, counts in ledger.last.items() if name in routers})
 
 
 def measured(
@@ -216,49 +165,7 @@ def in_force(had: Traffic | None, found: Traffic | NotMeasured, grid: SizeGrid) 
     return found if standing is None or _differ(standing, found) else standing
 
 
-def _grown(before: Counts, after: Counts) -> Counts:
-    """Return what a router counted between two readings."""
-    restarted = (
-        math.fsum(after.requests.values()) < math.fsum(before.requests.values())
-        or after.turned_away < before.turned_away
-        or any(total.requests < before.arrivals[w].requests for w, total in after.arrivals.items() if w in before.arrivals)
-    )  # fmt: skip
-    old = Counts() if restarted else before
-    return Counts(
-        {size: number - old.requests.get(size, 0.0) for size, number in after.requests.items()},
-        {size: number - old.outputs.get(size, 0.0) for size, number in after.outputs.items()},
-        after.turned_away - old.turned_away,
-        {
-            length: replace(
-                total,
-                requests=total.requests - (old.arrivals[length].requests if length in old.arrivals else 0.0),
-                squares=total.squares - (old.arrivals[length].squares if length in old.arrivals else 0.0),
-            )
-            for length, total in after.arrivals.items()
-        },
-    )
-
-
-def _added(before: _Totals, grown: list[Counts], routers: int, now: datetime) -> _Totals:
-    """Return totals with what came.
-
-    Of n routers each sees a part of the requests, drawn as by chance: what a service's dispersion D has beyond 1, a
-    router's has a part of, D_r - 1 = (D - 1) / n. So D = 1 + sum (squares - 2 requests) / sum (2 requests / n). Clients
-    that stay with their router make that too large, never too small.
-    """
-    requests, outputs = Counter(before.requests), Counter(before.outputs)
-    excess, chance = Counter(before.excess), Counter(before.chance)
-    for each in grown:
-        requests.update(each.requests)  # type: ignore[arg-type]  # Counters hold floats as well
-        outputs.update(each.outputs)  # type: ignore[arg-type]
-        for length, total in each.arrivals.items():
-            excess[length] += total.squares - 2 * total.requests
-            chance[length] += 2 * total.requests / routers
-    turned_away = before.turned_away + math.fsum(each.turned_away for each in grown)
-    return _Totals(now, dict(requests), dict(outputs), turned_away, dict(excess), dict(chance))
-
-
-def _rates(totals: tuple[_Totals, ...], now: datetime) -> Iterator[float]:
+def _rates(totals: tuple[Totals, ...], now: datetime) -> Iterator[float]:
     """Yield requests/s of every whole window of the last STABLE, each between the readings nearest before its ends."""
     times = [each.at for each in totals]
     for number in range(STABLE // WINDOW):
@@ -270,7 +177,7 @@ def _rates(totals: tuple[_Totals, ...], now: datetime) -> Iterator[float]:
         yield (totals[end].arrived - totals[start].arrived) / seconds
 
 
-def _known(first: _Totals, last: _Totals, grid: SizeGrid) -> dict[Bucket, float]:
+def _known(first: Totals, last: Totals, grid: SizeGrid) -> dict[Bucket, float]:
     """Return requests per class, those of another grid left out."""
     inputs, outputs = _places(grid)
     return {
@@ -280,7 +187,7 @@ def _known(first: _Totals, last: _Totals, grid: SizeGrid) -> dict[Bucket, float]
     }
 
 
-def _made(first: _Totals, last: _Totals, grid: SizeGrid, bucket: Bucket) -> dict[int, float]:
+def _made(first: Totals, last: Totals, grid: SizeGrid, bucket: Bucket) -> dict[int, float]:
     edges, (_, outputs) = grid.sizes(bucket), _places(grid)
     return {
         outputs[size[2]]: number - first.outputs.get(size, 0.0)
@@ -316,7 +223,7 @@ def _outputs(
     return tuple(parts)
 
 
-def _bursts(first: _Totals, last: _Totals) -> Iterator[tuple[int, float]]:
+def _bursts(first: Totals, last: Totals) -> Iterator[tuple[int, float]]:
     seconds = (last.at - first.at).total_seconds()
     for length in WINDOWS_S:
         by_chance = last.chance.get(length, 0.0) - first.chance.get(length, 0.0)
@@ -338,7 +245,7 @@ def _rate_differs(had: Traffic, found: Traffic) -> bool:
 
 
 def _sizes_differ(had: Traffic, found: Traffic) -> bool:
-    """Say whether more than a tenth of the requests is of other sizes, and more than two samples of one source differ."""
+    """Say whether over a tenth of the requests is of other sizes, more than two samples of one source would differ."""
     old, new = _sizes(had), _sizes(found)
     numbers = max(had.requests, 1), max(found.requests, 1)
     cells = old.keys() | new.keys()

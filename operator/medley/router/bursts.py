@@ -55,8 +55,7 @@ class Windows(Collector):
     def totals(self) -> dict[int, Arrivals]:
         """Return what windows that are over held, by their length in seconds."""
         return {
-            length: Arrivals(row.requests, row.squares)
-            for length, row in zip(self._rows, self._closed(), strict=True)
+            length: Arrivals(row.requests, row.squares) for length, row in zip(self._rows, self._closed(), strict=True)
         }
 
     def collect(self) -> list[CounterMetricFamily]:

@@ -1,4 +1,4 @@
-"""From a router's metrics, as any scraper reads them, to `core.traffic.Counts`. Called by `handlers/routers.py`. Pure."""
+"""From a router's metrics, as any scraper reads them, to `core.traffic.Counts`; called by `handlers/routers`. Pure."""
 
 from __future__ import annotations
 
