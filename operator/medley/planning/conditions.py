@@ -254,7 +254,10 @@ def _hedged(proposal: Proposal) -> Verdict:
     if not spot:
         return Verdict(Condition.SPOT_HEDGED, Truth.TRUE, Reason.NO_SPOT, "No replica is on spot")
     policy = proposal.question.problem.spot
-    losses = (("a class's spot", policy.survive_class_loss), ("a class's spot in one zone", policy.survive_class_zone_loss))
+    losses = (
+        ("a class's spot", policy.survive_class_loss),
+        ("a class's spot in one zone", policy.survive_class_zone_loss),
+    )
     also = "".join(f", {part:.0%} of {what}" for what, part in losses if part > 0)
     message = (
         f"{spot} replicas are on spot; on-demand floor {policy.on_demand_floor:.0%}, "
