@@ -11,20 +11,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medley.core.accelerators import Market, NodeOffer
+from medley.core.latency import LatencyModel
+from medley.core.names import Condition, Reason
+from medley.core.profiles import FittedLatency
 from medley.core.service import Forecast, Histogram, WorkloadSource
 from medley.core.traffic import Arrivals, Counts
 from medley.core.workload import Bucket, Demand, SizeGrid
-from medley.planning.fleet import Standing
+from medley.planning.fleet import Neighbour, Standing, Truth
 from medley.planning.ignorance import Class
 from medley.planning.ledger import Ledger, forgotten, read
 from medley.planning.proposal import propose, traffic_of
 from medley.planning.question import ask
+from medley.planning.reconcile import plan
 from medley.planning.traffic import ClassTraffic, NotMeasured, Traffic, in_force, measured
 from medley.testing.builders import GRID as ONE
 from medley.testing.builders import NOW, accelerator_class, observed, offering, profile, service
 
 GRID = SizeGrid((100, 1000), (50, 200))
 MINUTE = timedelta(minutes=1)
+# Fast enough for the promise of the builders' service.
+MODEL = LatencyModel(10e-3, 50e-6, 50e-6, 0.1e-6, 200_000, 32, 2048)
 PRIOR = Demand(GRID, ((Bucket(0, 0), 1.0), (Bucket(1, 0), 1.0), (Bucket(1, 1), 1.0)))
 LONG = 1200
 
@@ -332,6 +339,60 @@ class TestPlans:
         proposal = propose(self.seen(ledger), now)
         # 8 requests/s at 85 % of 2 per replica.
         assert (proposal.wanted, proposal.traffic.requests_per_second) == ({offering(): 5}, 8.0)
+
+    def test_what_people_are_told(self):
+        ledger, now = listened(*[8.0] * 10, sizes=((1000, 1000),), made=1000)
+        said = {each.type: each for each in plan(self.seen(ledger), now).status.conditions}[Condition.WORKLOAD_OBSERVED]
+        assert (said.status, said.reason, said.message) == (
+            Truth.TRUE,
+            Reason.MEASURED,
+            "Planned for 8 requests/s, as routers measured them up to 2030-01-01 12:10 UTC: 4800 requests",
+        )
+        said = plan(self.seen(), NOW).status.conditions[0]
+        assert (said.type, said.status, said.reason, said.message) == (
+            Condition.WORKLOAD_OBSERVED,
+            Truth.UNKNOWN,
+            Reason.FORECAST,
+            "Planned for the forecast of spec.workload; traffic is not measured yet: no router was heard yet",
+        )
+
+    def test_bursts_lower_what_replicas_may_carry(self):
+        models = (profile(points=(), latency=FittedLatency(MODEL, 0.2, 4096, 32, 4096)),)
+        calm = replace(self.MEASURED, bursts=((1, 1.0), (64, 1.0)))
+        bursty = replace(calm, bursts=((1, 8.0), (64, 20.0)))
+        asked = [ask(service(), self.CLASSES, models, traffic=each) for each in (self.MEASURED, calm, bursty)]
+        assert [each.dispersion for each in asked] == [1.0, 1.0, 20.0]
+        fullest = [max(each.problem.utilisations.values()) for each in asked]
+        assert fullest[0] == fullest[1] > fullest[2]
+
+    def test_bursts_that_points_know_nothing_of_are_said(self):
+        bursty = replace(self.MEASURED, bursts=((64, 20.0),))
+        said = {each.type: each for each in plan(self.seen(had=bursty), NOW).status.conditions}
+        expected = (
+            "planned at 85% of what was measured, whatever the bursts of dispersion 20 and the mix of sizes: l4; "
+        )
+        assert expected in said[Condition.PROFILES_READY].message
+
+    def test_a_neighbour_is_planned_for_what_it_measured(self):
+        # Two nodes for both: the other one measured what takes both of them.
+        few = accelerator_class(offers=(NodeOffer(Market.SPOT, "a", 0.4, 2),))
+        other = replace(service(workload_source=WorkloadSource.OBSERVED, priority=1), name="other")
+        measured_there = replace(self.MEASURED, classes=(ClassTraffic(Bucket(0, 0), 3.0, (1000,)),))
+        quiet = replace(self.MEASURED, classes=(ClassTraffic(Bucket(0, 0), 0.1, (1000,)),))
+        own = service(forecast=Forecast(1.0, Histogram(ONE, ((1.0,),))))
+        wanted = [
+            propose(
+                observed(
+                    service=own,
+                    classes=(few,),
+                    profiles=self.PROFILES,
+                    neighbours=(Neighbour("default/other", other, traffic=traffic),),
+                ),
+                NOW,
+            ).wanted
+            for traffic in (measured_there, quiet)
+        ]
+        assert wanted == [{}, {offering(): 1}]
 
     def test_a_new_leader_plans_for_what_the_status_says(self):
         proposal = propose(self.seen(had=self.MEASURED), NOW)

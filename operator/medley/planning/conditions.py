@@ -124,7 +124,7 @@ def _workload(observed: Observed, traffic: Traffic | NotMeasured) -> Verdict:
     bursts = ", ".join(f"{value:g} within {length} s" for length, value in traffic.bursts[-1:])
     message = (
         f"Planned for {traffic.requests_per_second:.3g} requests/s, as routers measured them up to "
-        f"{traffic.measured_at:%Y-%m-%d %H:%M} UTC: {traffic.requests} requests in {len(traffic.classes)} sizes"
+        f"{traffic.measured_at:%Y-%m-%d %H:%M} UTC: {traffic.requests} requests"
         + (f", dispersion {bursts} (1: as by chance)" if bursts else "")
     )
     return Verdict(Condition.WORKLOAD_OBSERVED, Truth.TRUE, Reason.MEASURED, message)
