@@ -46,9 +46,9 @@ format: $(VENV)/.installed  ## Format and fix what can be fixed
 generate: $(VENV)/.installed  ## Write the CRDs from the models
 	@$(BIN)/python -m medley.api.crd
 
-# The command stands in the file's first line; a test runs it and compares.
+# The command stands in each file's first line; a test runs it and compares.
 examples: $(VENV)/.installed  ## Estimate the profiles of the examples again
-	@$(BIN)/$$(sed -n '1s/^# //p' examples/performanceprofiles.yaml) --out examples/performanceprofiles.yaml >/dev/null
+	@for file in examples/performanceprofile*.yaml; do $(BIN)/$$(sed -n '1s/^# //p' $$file) --out $$file >/dev/null; done
 
 bench: $(VENV)/.installed  ## Measure (ONLY=allocator|router|...): a table, and build/bench.json
 	@$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY))

@@ -116,6 +116,18 @@ RULES = {
         "spec.slo",
         "promise at least one of ttft and tpot, for example tpot: 40ms; or leave slo out for the default",
     ),
+    "minutes per token": (
+        "LLMService",
+        {"spec.slo": {"tpot": "100m"}},
+        "spec.slo.tpot",
+        "tpot 100m is ten seconds or more per token: another unit is meant, such as 100ms (m is minutes)",
+    ),
+    "hours until the first token": (
+        "LLMService",
+        {"spec.slo": {"ttft": "2h"}},
+        "spec.slo.ttft",
+        "ttft 2h is ten minutes or more until the first token: another unit is meant, such as 100ms (m is minutes)",
+    ),
     "floor without spot": (
         "LLMService",
         {"spec.spot": {"policy": "Never", "onDemandFloor": "20%"}},
@@ -139,12 +151,6 @@ RULES = {
         {"spec.spot": {"policy": "Never", "surviveClassZoneLoss": "50%"}},
         "spec.spot.surviveClassZoneLoss",
         "policy Never buys no spot, so no spot can be lost: remove surviveClassZoneLoss, or set policy: Prefer",
-    ),
-    "two quotas on the same GPUs": (
-        "LLMService",
-        {"spec.limits": {"gpuQuotas": [{"class": "l4", "gpus": 4}, {"gpus": 9}, {"class": "l4", "gpus": 8}]}},
-        "spec.limits.gpuQuotas",
-        "two gpuQuotas bound the same class, market and zone: keep the one that holds",
     ),
     "more zones than replicas": (
         "LLMService",
@@ -312,6 +318,12 @@ RULES = {
         "spec.zones[0]",
         "maxSpotNodes needs spotPerHour: set the price, or remove the cap",
     ),
+    "spot in cents": (
+        "AcceleratorClass",
+        {"spec.zones": [{"name": "a", "perHour": "0.8048", "spotPerHour": "32"}]},
+        "spec.zones[0].spotPerHour",
+        "spotPerHour is more than ten times perHour 0.8048: both are USD per hour of one node, not cents",
+    ),
     "nodes from two places": (
         "AcceleratorClass",
         {"spec.nodes.existing": {"nodeSelector": {"gpu": "l4"}}},
@@ -418,7 +430,28 @@ SCHEMA = {
         {"spec.limits": {"maxUSDPerHour": 40}},
         "spec.limits.maxUSDPerHour",
         "must be of type string",
-        "input should be a valid string, got 40",
+        'expected US dollars as a string such as "0.36", got 40: write "40"',
+    ),
+    "a duration as a number": (
+        "LLMService",
+        {"spec.slo": {"tpot": 100}},
+        "spec.slo.tpot",
+        "must be of type string",
+        'expected a duration such as 40ms, 2s, 10m or 1h, got 100: write "100ms"',
+    ),
+    "a percentage as a fraction": (
+        "LLMService",
+        {"spec.spot": {"onDemandFloor": 0.2}},
+        "spec.spot.onDemandFloor",
+        "must be of type string",
+        'expected a whole percentage from 0% to 100%, got 0.2: write "20%"',
+    ),
+    "a number as text": (
+        "LLMService",
+        {"spec.limits": {"maxReplicas": "40"}},
+        "spec.limits.maxReplicas",
+        "must be of type integer",
+        "expected a number, got the text '40': write it without quotes",
     ),
     "memory in decimal units": (
         "AcceleratorClass",

@@ -22,6 +22,7 @@ READ = {
 }
 FILES = sorted(EXAMPLES.glob("*.yaml"))
 CLASSES = sorted(EXAMPLES.glob("acceleratorclass*.yaml"))
+PROFILES = sorted(EXAMPLES.glob("performanceprofile*.yaml"))
 SERVICES = sorted(EXAMPLES.glob("llmservice*.yaml"))
 
 
@@ -74,15 +75,16 @@ def missing(shown, known, path=""):
     return found
 
 
-def test_the_estimated_profiles_are_what_their_command_makes():
-    written = (EXAMPLES / "performanceprofiles.yaml").read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_the_estimated_profiles_are_what_their_command_makes(path):
+    written = path.read_text(encoding="utf-8")
     command = shlex.split(written.splitlines()[0].removeprefix("# medley "))
     assert CliRunner().invoke(main, command).stdout == written
 
 
 def test_every_class_of_the_examples_is_estimated_and_says_so():
     classes = [document["metadata"]["name"] for path in CLASSES for document in documents(path)]
-    profiles = [read_performance_profile(each).spec for each in documents(EXAMPLES / "performanceprofiles.yaml")]
+    profiles = [read_performance_profile(each).spec for path in PROFILES for each in documents(path)]
     assert sorted(each.accelerator_class for each in profiles) == sorted(classes)
     assert {(each.source, each.confidence) for each in profiles} == {("Estimated", "Low")}
 

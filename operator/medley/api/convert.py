@@ -7,6 +7,7 @@ Errors are `InvalidInputError` with the path of the field and the remedy.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import date
 from typing import Any, TypeVar
@@ -245,6 +246,7 @@ def _read(kind: type[_Object], manifest: Mapping[str, Any]) -> _Object:
         return kind.model_validate_json(text, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         first, *others = _own_faults(error.errors(include_url=False))
+        first = first | {"ctx": {"pattern": _pattern(kind, first["loc"])} | first.get("ctx", {})}
         path = ".".join(str(step) for step in first["loc"]) + first.get("ctx", {}).get("path", "")
         more = f" (and {len(others)} more)" if others else ""
         raise InvalidInputError(path or kind.__name__, f"{_explained(first)}{more}") from error
@@ -268,6 +270,44 @@ def _own_faults(errors: list[ErrorDetails]) -> list[ErrorDetails]:
     ]
 
 
+def _pattern(kind: type[BaseModel], place: tuple[int | str, ...]) -> str | None:
+    """Return the pattern of the text at a place of a model, None where there is none."""
+    schema = kind.model_json_schema(by_alias=True)
+
+    def alternatives(part: dict[str, Any]) -> list[dict[str, Any]]:
+        if "$ref" in part:
+            return alternatives(schema["$defs"][part["$ref"].rsplit("/", 1)[-1]])
+        return [found for each in part["anyOf"] for found in alternatives(each)] if "anyOf" in part else [part]
+
+    here = alternatives(schema)
+    for step in place:
+        below = (each.get("items") if isinstance(step, int) else each.get("properties", {}).get(step) for each in here)
+        here = [found for each in below if each for found in alternatives(each)]
+    return next((each["pattern"] for each in here if "pattern" in each), None)
+
+
+_LATENCIES = frozenset({"ttft", "tpot"})  # in milliseconds, mostly
+_UNITS = {units.DURATION_PATTERN: "s", units.PERCENT_PATTERN: "%", units.MONEY_PATTERN: "", units.MEMORY_PATTERN: "Gi"}
+
+
+def _in_quotes(written: object, pattern: str, *, short: bool) -> str | None:
+    """Return what a number was probably meant to be as text, in the form that the pattern wants; None: no guess."""
+    if isinstance(written, bool) or not isinstance(written, int | float):
+        return None
+    if pattern == units.PERCENT_PATTERN and 0 < written < 1:
+        written = round(written * 100)
+    unit = "ms" if short and pattern == units.DURATION_PATTERN else _UNITS.get(pattern, "")
+    example = f"{written}{unit}"
+    return example if pattern not in _UNITS or re.fullmatch(pattern, example) else None
+
+
+def _not_text(error: ErrorDetails) -> str:
+    pattern = str(error.get("ctx", {}).get("pattern"))
+    example = _in_quotes(error["input"], pattern, short=error["loc"][-1] in _LATENCIES)
+    said = f"{_REMEDIES.get(pattern, 'expected text')}, got {error['input']!r}"
+    return f'{said}: write "{example}"' if example else said
+
+
 def _explained(error: ErrorDetails) -> str:
     """Say what is wrong and what to write instead."""
     match error["type"]:
@@ -278,7 +318,12 @@ def _explained(error: ErrorDetails) -> str:
         case "string_pattern_mismatch":
             pattern = str(error.get("ctx", {}).get("pattern"))
             return f"{_REMEDIES.get(pattern, f'expected a match of {pattern}')}, got {error['input']!r}"
+        case "string_type":
+            return _not_text(error)
+        case "int_type" | "float_type" | "int_from_float" if isinstance(error["input"], str):
+            return f"expected a number, got the text {error['input']!r}: write it without quotes"
         case "rule":
-            return error["msg"]
+            said = error["msg"]
         case _:
-            return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+            said = f"{error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+    return said

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from medley.api import convert
 from medley.api.llmservice_status import PlanStatus
+from medley.cli import terminal
 from medley.cli.inputs import Note, Options, overlaid
 from medley.cli.manifests import Manifests, read
 from medley.cli.planned import INVALID, MET, UNMET, money, printed, refuse, say
@@ -67,7 +68,7 @@ def run(paths: Sequence[Path], out: str, options: Options, kubeconfig: Path | No
 
     `kubeconfig`: None: $KUBECONFIG or ~/.kube/config. `namespace`: of a manifest that names none.
     """
-    aside = Console(stderr=True)
+    aside = terminal.aside()
     try:
         written = read(paths)
         written = replace(written, service=replace(written.service, namespace=written.service.namespace or namespace))

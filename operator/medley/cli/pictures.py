@@ -20,6 +20,7 @@ from medley.cli.manifests import Manifests
 from medley.core.accelerators import Market
 from medley.core.errors import InvalidInputError
 from medley.core.service import SpotUse
+from medley.core.units import figure
 from medley.planning.problem import Allocation
 from medley.planning.proposal import Proposal
 from medley.planning.whatif import Case, LatencyName, latency_of, plan_of, with_latency, with_rate
@@ -57,8 +58,8 @@ def draw(manifests: Manifests, proposal: Proposal, path: Path) -> None:
     style = _Style(
         {each.name: _COLOURS[number % len(_COLOURS)] for number, each in enumerate(proposal.question.classes)}
     )
-    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    drawing = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    left, middle, right = drawing.subplots(1, 3)
     _cost_over_rate(left, case, style)
     _who_serves_what(middle, proposal, style)
     _cost_over_promise(right, case, proposal)
@@ -67,12 +68,12 @@ def draw(manifests: Manifests, proposal: Proposal, path: Path) -> None:
         axes.set_ylim(bottom=0)
     service = case.service
     rate = proposal.question.problem.demand.total
-    figure.suptitle(
-        f"{service.name}: {service.model}, {rate:.3g} requests/s, {proposal.allocation.usd_per_hour:.2f} USD/h",
+    drawing.suptitle(
+        f"{service.name}: {service.model}, {figure(rate)} requests/s, {proposal.allocation.usd_per_hour:.2f} USD/h",
         fontsize=13,
     )
     try:
-        figure.savefig(path, dpi=_DPI)
+        drawing.savefig(path, dpi=_DPI)
     except OSError as error:
         raise InvalidInputError("--picture", f"{path} cannot be written: {error.strerror}") from error
 
@@ -117,7 +118,7 @@ def _cost_over_rate(axes: Axes, case: Case, style: _Style) -> None:
     axes.set_xticks(
         range(len(rates)),
         [
-            f"{rate:.3g}\n" + ("no plan" if plan is None else f"{plan.usd_per_hour:.3g} USD/h")
+            f"{figure(rate)}\n" + ("no plan" if plan is None else f"{figure(plan.usd_per_hour)} USD/h")
             for rate, plan in zip(rates, plans, strict=True)
         ],
         fontsize=8,
@@ -203,7 +204,7 @@ def _cost_over_promise(axes: Axes, case: Case, proposal: Proposal) -> None:
     axes.set(
         xlabel=f"bound on {name.upper()} (ms, {case.service.slo.percentile:g}th percentile)",
         ylabel="cost (USD/h)",
-        title=f"What the promise costs ({case.service.forecast.requests_per_second:.3g} requests/s)",
+        title=f"What the promise costs ({figure(case.service.forecast.requests_per_second)} requests/s)",
     )
     axes.legend(frameon=False, fontsize=8)
 

@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
-from medley.core.accelerators import OfferingKey
+from medley.core.accelerators import Market, OfferingKey
 from medley.core.errors import SolverError
+from medley.core.units import figure
 from medley.core.workload import Bucket
 from medley.planning import cover, programme
+from medley.planning.binding import least_on_demand
 from medley.planning.ilp import Solved, Terms
 from medley.planning.problem import AllocationProblem, Binding, Bound, Spread
 from medley.planning.programme import MissingReplicas, Replicas, Unmet
@@ -96,14 +98,14 @@ def _unservable(problem: AllocationProblem) -> Iterator[Binding]:
     yield Binding(
         Bound.SIZES,
         f"no offering serves requests of up to {sizes} tokens{more} within the SLO "
-        f"({math.fsum(rate for _, rate in nowhere):.3g} requests/s); allow a class whose profile does, "
+        f"({figure(math.fsum(rate for _, rate in nowhere))} requests/s); allow a class whose profile does, "
         "relax the SLO, or lower spec.model.maxModelLen",
     )
 
 
 def _binding(problem: AllocationProblem, best: Solved) -> Iterator[Binding]:
     base = _shortfall(problem, best)
-    applicable = [bound for bound in _REMOVABLE if _applies(problem, bound)]
+    applicable = [bound for bound in _REMOVABLE if _applies(problem, bound) and not _slack(problem, bound, best)]
     if _shortfall(problem, _least_unserved(problem, frozenset(applicable))) >= base - _NOISE:
         return  # sizes that nothing serves: no bound is to blame
     for size in range(1, len(applicable) + 1):
@@ -118,7 +120,7 @@ def _binding(problem: AllocationProblem, best: Solved) -> Iterator[Binding]:
             for bound in together:
                 message = _message(problem, bound, best, frozenset(together), whole=lacking < _NOISE)
                 also = ", ".join(other for other in others if other != bound)
-                yield Binding(bound, f"{message} (together with {also})" if also else message)
+                yield Binding(bound, f"{message} (together with {also})" if also else message, _fields(problem, bound))
         if found:
             return
 
@@ -133,6 +135,19 @@ def _applies(problem: AllocationProblem, bound: Bound) -> bool:
         Bound.SPREAD: problem.spread != Spread(),
     }
     return applies[bound]
+
+
+def _slack(problem: AllocationProblem, bound: Bound, best: Solved) -> bool:
+    """Say whether a floor is kept although one more replica were spot: then it is not what stands in the way."""
+    if bound is not Bound.ON_DEMAND_FLOOR:
+        return False
+    counts = _counts(problem, best)
+    held = sum(count for key, count in counts.items() if key.market is not Market.SPOT)
+    return held >= least_on_demand(problem.spot.on_demand_floor, sum(counts.values()) + 1)
+
+
+def _counts(problem: AllocationProblem, best: Solved) -> dict[OfferingKey, int]:
+    return {each.key: best.count(Replicas(each.key)) for each in problem.offerings}
 
 
 def _message(problem: AllocationProblem, bound: Bound, best: Solved, without: frozenset[Bound], *, whole: bool) -> str:
@@ -151,7 +166,9 @@ def _message(problem: AllocationProblem, bound: Bound, best: Solved, without: fr
             names = ", ".join(_exhausted(problem, best)) or "capacity"
             return f"exhausted: {names}; raise the quota, or allow more classes or zones"
         case Bound.ON_DEMAND_FLOOR:
-            return f"{spot.on_demand_floor:.0%} of the replicas outside spot are not to be had; lower the floor"
+            some = any(key.market is not Market.SPOT and count for key, count in _counts(problem, best).items())
+            why = "leave too little for others" if some else "are not to be had"
+            return f"{spot.on_demand_floor:.0%} of the replicas outside spot {why}; lower the floor"
         case Bound.ZONE_LOSS:
             return _lost(problem)
         case Bound.SPREAD:
@@ -164,12 +181,29 @@ def _message(problem: AllocationProblem, bound: Bound, best: Solved, without: fr
             raise AssertionError(f"{bound} cannot be left out")
 
 
+def _declared(problem: AllocationProblem) -> dict[str, tuple[str, float]]:
+    """Return the losses that the spot policy asks to survive: what is lost and how much survives, by field."""
+    spot = problem.spot
+    asked = {
+        "spec.spot.surviveZoneLoss": ("a zone's spot", spot.survive_zone_loss),
+        "spec.spot.surviveClassLoss": ("a class's spot", spot.survive_class_loss),
+        "spec.spot.surviveClassZoneLoss": ("a class's spot in one zone", spot.survive_class_zone_loss),
+    }
+    return {} if problem.scenarios else {field: each for field, each in asked.items() if each[1] > 0}
+
+
+def _fields(problem: AllocationProblem, bound: Bound) -> str:
+    """Return the fields that a bound stands for here, where they are others than its own."""
+    declared = ", ".join(_declared(problem)) if bound is Bound.ZONE_LOSS else ""
+    return "" if declared == Bound.ZONE_LOSS else declared
+
+
 def _lost(problem: AllocationProblem) -> str:
-    if not problem.scenarios:
-        part, what = problem.spot.survive_zone_loss, "a zone's spot"
-    else:
-        part = max(part for _, part in problem.losses)
+    part = max(part for _, part in problem.losses)
+    if problem.scenarios:
         what = " or ".join(f"({loss.name})" for loss, _ in problem.losses)
+    else:
+        what = " or ".join(what for what, _ in _declared(problem).values())
     return (
         f"{part:.0%} of the demand would not survive the loss of {what}; "
         "lower it, or allow more zones or on-demand capacity"
@@ -183,7 +217,7 @@ def _least(problem: AllocationProblem, objective: Terms, without: frozenset[Boun
 
 
 def _exhausted(problem: AllocationProblem, best: Solved) -> Iterator[str]:
-    counts: dict[OfferingKey, int] = {o.key: best.count(Replicas(o.key)) for o in problem.offerings}
+    counts = _counts(problem, best)
     for cap in problem.all_caps:
         smallest = min((use for key, use in cap.uses if key in counts), default=None)
         used = math.fsum(use * counts.get(key, 0) for key, use in cap.uses)

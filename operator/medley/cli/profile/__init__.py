@@ -24,10 +24,7 @@ _Class = Annotated[str, typer.Option("--class", help="AcceleratorClass of the pr
 _Tp = Annotated[int, typer.Option("--tp", min=1, max=64, help="Tensor-parallel size.")]
 _Pp = Annotated[int, typer.Option("--pp", min=1, max=64, help="Pipeline-parallel size.")]
 _MaxModelLen = Annotated[
-    int,
-    typer.Option(
-        min=16, help="Longest request, input + output, in tokens; a service's maxModelLen must not be larger."
-    ),
+    int, typer.Option(min=16, help="Longest request, input + output, in tokens: that of the services to be planned.")
 ]
 _MaxRunning = Annotated[int, typer.Option(min=1, help="Requests that run at once (vLLM: --max-num-seqs).")]
 _MaxBatched = Annotated[int, typer.Option(min=16, help="Tokens of one step (vLLM: --max-num-batched-tokens).")]

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic.alias_generators import to_camel
 
 from medley.core.errors import InvalidInputError
+from medley.core.faults import one_line
 from medley.planning.roofline import GIGA, TERA, Dtype, Gpu
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -78,7 +79,7 @@ def entries(path: Path | None = None) -> dict[str, Entry]:
         text = path.read_text() if path else (resources.files(__package__) / "gpus.yaml").read_text()
         found = _ENTRIES.validate_python(yaml.safe_load(text))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidInputError(str(path), f"cannot be read: {error}") from error
+        raise InvalidInputError(str(path), f"cannot be read: {one_line(error)}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(step) for step in first["loc"])

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
+from medley.cli import terminal
 from medley.cli.profile import catalogue
 from medley.cli.profile.manifest import Subject, manifest
 from medley.core.errors import InvalidInputError
@@ -53,7 +53,7 @@ def run(replica: Replica, gpus: Sequence[str], *, own_catalogue: Path | None, ou
             continue
         documents.append((known[name], document))
         table.add_row(name, *row)
-    aside = Console(stderr=True)
+    aside = terminal.aside()
     aside.print(table)
     aside.print(
         f"note: for services whose spec.model.maxModelLen is at most {replica.max_model_len:,} (--max-model-len)",
@@ -133,6 +133,6 @@ def _command(replica: Replica, gpus: Sequence[str], own_catalogue: Path | None) 
 def _header(command: str) -> str:
     return (
         f"# {command}\n"
-        "# Estimated from data sheets, nothing was measured: enough to see a plan, not to sign an SLO. Measure your own\n"
-        "# with medley profile measure.\n"
+        "# Estimated from data sheets, nothing was measured: enough to see a plan, not to sign an SLO.\n"
+        "# Measure your own with medley profile measure.\n"
     )
