@@ -79,12 +79,12 @@ async def test_measured_traffic_takes_the_forecast_s_place(here):
 
     await traffic.minutes(6, 5.0)
     status = (await here.service())["status"]
-    assert status["workload"]["classes"] == [{"input": 0, "output": 0, "requestsPerSecond": "5", "made": [1000]}]
-    # 5 requests/s at 85 % of 2 per replica.
-    assert (status["replicas"]["desired"], status["workload"]["requestsPerSecond"]) == (3, "5")
+    assert status["workload"]["classes"] == [{"input": 0, "output": 0, "requestsPerSecond": "5.25", "made": [1000]}]
+    # 5 requests/s and 5 % at 85 % of 2 per replica.
+    assert (status["replicas"]["desired"], status["workload"]["requestsPerSecond"]) == (4, "5.25")
     truth, reason, message = await here.condition("WorkloadObserved")
     assert (truth, reason) == ("True", "Measured")
-    assert message.startswith("Planned for 5 requests/s, as routers measured them up to 2030-01-01 12:0")
+    assert message.startswith("Planned for 5.25 requests/s, 5% more than routers measured up to 2030-01-01 12:0")
 
     # Noise writes nothing: neither 3 % more traffic nor the time that goes by.
     await here.settle(passes=4)
@@ -103,4 +103,4 @@ async def test_measured_traffic_takes_the_forecast_s_place(here):
     # Once it has listened, more traffic counts at once.
     await traffic.minutes(7, 9.0)
     status = (await here.service())["status"]
-    assert (status["replicas"]["desired"], status["workload"]["requestsPerSecond"]) == (6, "9")
+    assert (status["replicas"]["desired"], status["workload"]["requestsPerSecond"]) == (6, "9.45")

@@ -157,7 +157,7 @@ class WorkloadStatus(Observed):
     """The traffic that the plan is made for, as routers measured it."""
 
     requests_per_second: str = ""
-    """Rate over all classes, in requests per second: of the busiest five minutes in half an hour."""
+    """Rate over all classes, in requests per second: 5 % more than in the busiest five minutes of half an hour."""
     requests: int = 0
     """Number of requests that the sizes rest on."""
     input_edges: tuple[int, ...] = ()

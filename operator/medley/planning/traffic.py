@@ -5,9 +5,10 @@
     plan_for = in_force(had, found, grid)               # changes only where the difference is beyond chance
 
 What the operator keeps in memory, the ledger, it may lose at any time: `had`, which the status holds, stays in force
-until there is as much again. The rate is that of the busiest WINDOW of the last STABLE: more traffic counts at once,
-less only once it has been less for so long (as the stabilisation window of Kubernetes' autoscaler has it). Sizes, and
-the outputs that they lead to, are those of the last KEPT; outputs rest on the forecast until they have been counted.
+until there is as much again. The rate is MARGIN above that of the busiest WINDOW of the last STABLE: more traffic
+counts at once, less only once it has been less for so long (as the stabilisation window of Kubernetes' autoscaler has
+it). Sizes, and the outputs that they lead to, are those of the last KEPT; outputs rest on the forecast until they have
+been counted.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ _PRIOR_WEIGHT = 20.0  # requests that the forecast's outputs of a class are wort
 # A difference is beyond chance if it is more than so many standard deviations, and worth a new plan if it is more than
 # so much of the traffic.
 _DEVIATIONS, _WORTH = 3.0, 0.10
+# What is planned for is so much above what was measured: traffic that grows is served while capacity is on its way
+# (five minutes of measuring, five of starting), and does not ask for a new plan every few minutes.
+MARGIN = 0.05
 _BURSTIER = 1.25
 
 
@@ -122,7 +126,7 @@ def measured(
     first, last = ledger.totals[0], ledger.totals[-1]
     seen = _known(first, last, grid)
     number = round(sum(seen.values()))
-    rate = max(rates)
+    rate = max(rates) * (1 + MARGIN)
     if number < FEWEST_REQUESTS:
         if had is None or had.grid != grid:
             return NotMeasured(f"fewer than {FEWEST_REQUESTS} requests came in an hour")
@@ -237,11 +241,12 @@ def _differ(had: Traffic, found: Traffic) -> bool:
 
 
 def _rate_differs(had: Traffic, found: Traffic) -> bool:
-    """Say whether rates differ by more than a tenth and more than the numbers of a window scatter."""
+    """Say whether rates differ by more than is worth a plan and more than the numbers of a window scatter."""
     old, new = had.requests_per_second, found.requests_per_second
     uneven = max((value for _, value in (*had.bursts, *found.bursts)), default=1.0)
     deviation = math.sqrt(uneven * max(old, new) / WINDOW.total_seconds())
-    return abs(new - old) > max(_WORTH * old, _DEVIATIONS * deviation)
+    worth = MARGIN * old if new > old else _WORTH * old  # more than is planned for came, or a tenth less
+    return abs(new - old) > max(worth, _DEVIATIONS * deviation)
 
 
 def _sizes_differ(had: Traffic, found: Traffic) -> bool:
