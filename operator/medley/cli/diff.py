@@ -30,6 +30,7 @@ from medley.core import names
 from medley.core.accelerators import OfferingKey
 from medley.core.errors import InvalidInputError, MedleyError
 from medley.core.service import Service
+from medley.core.units import figure
 from medley.kube.api import ACCELERATOR_CLASS, LLM_SERVICE, PERFORMANCE_PROFILE, POD, Api, connected
 from medley.kube.replicas import replica
 from medley.kube.status import shape_of, standing
@@ -37,6 +38,7 @@ from medley.planning.fleet import Observed, Replica, Standing
 from medley.planning.problem import MICRODOLLARS
 from medley.planning.proposal import Proposal, propose
 from medley.planning.rollout import counted, pod_name
+from medley.planning.traffic import Traffic
 
 Json = Mapping[str, Any]
 Parsed = TypeVar("Parsed")
@@ -85,12 +87,21 @@ def run(paths: Sequence[Path], out: str, options: Options, kubeconfig: Path | No
             seen.observed, service=manifests.service, classes=manifests.classes, profiles=manifests.profiles
         )
         proposal = propose(observed, now)
+        say(_measured(proposal), aside)
     except MedleyError as error:
         refuse(error, aside)
         return INVALID
     found = lines(observed, proposal, seen.plan, now)
     printed(out, lambda: _value(found, proposal), lambda console: _show(manifests, seen, found, proposal, console))
     return MET if proposal.infeasible is None else UNMET
+
+
+def _measured(proposal: Proposal) -> tuple[Note, ...]:
+    if not isinstance(proposal.traffic, Traffic):
+        return ()
+    rate = figure(proposal.traffic.requests_per_second)
+    text = f"planned for {rate} requests/s by what routers measured, as in status.workload; a --trace takes its place"
+    return (Note(text),)
 
 
 async def _seen(service: Service, kubeconfig: Path | None) -> Seen:

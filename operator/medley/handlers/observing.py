@@ -73,9 +73,11 @@ async def view(
     by_name = {each.metadata.name: each for each in classes}
     engine_key = _engine_key(sight.key)
     addresses = {pod["metadata"]["name"]: where for pod in sight.engine_pods if (where := address(pod)) is not None}
-    reports = await supervisors.reports(addresses, engine_key) if engine_key else {}
     listened = item.spec.workload.source is WorkloadSource.OBSERVED
-    ledger = await routers.listen(key, _router_addresses(sight) if listened else {}, now)
+    reports, ledger = await asyncio.gather(
+        supervisors.reports(addresses if engine_key else {}, engine_key or ""),
+        routers.listen(key, _router_addresses(sight) if listened else {}, now),
+    )
     coming = _coming(sight)
     hashes: dict[OfferingKey, str | None] = {}
     for offering in {offering_of(pod) for pod in sight.engine_pods}:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import aiohttp
 
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 2.0
 OK = 200
+SELDOM = timedelta(seconds=5)  # passes come in bursts, and counts are for minutes
 Key = tuple[str, str]  # namespace, name of a service
 
 
@@ -40,11 +41,12 @@ class Routers:
 
         `addresses`: by what tells one router from another that took its address. None: the service is not listened to.
         """
-        if not addresses:
-            return self._ledgers.get(key, Ledger())
+        ledger = self._ledgers.get(key, Ledger())
+        if not addresses or (ledger.totals and now - ledger.totals[-1].at < SELDOM):
+            return ledger
         answers = await asyncio.gather(*(self._counts(address) for address in addresses.values()))
         said = {name: each for name, each in zip(addresses, answers, strict=True) if each is not None}
-        known = forgotten(self._ledgers.get(key, Ledger()), frozenset(addresses))
+        known = forgotten(ledger, frozenset(addresses))
         self._ledgers[key] = read(known, said, now)
         return self._ledgers[key]
 
