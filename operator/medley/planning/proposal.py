@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 
-from medley.core.accelerators import OfferingKey
+from medley.core.accelerators import AcceleratorClass, OfferingKey
 from medley.core.errors import MedleyError
-from medley.core.service import AllocationMode, OperatingMode, WorkloadSource
+from medley.core.profiles import Profile
+from medley.core.service import AllocationMode, OperatingMode, Service, WorkloadSource
 from medley.planning.allocator import allocate, on_demand_only
 from medley.planning.changes import launch_usd, launches_usd, pays
 from medley.planning.explain import NotUsed, explain, nothing_on_offer
@@ -142,13 +143,13 @@ def _question(
     there = counted(observed, now)
     placed = Counter(replica.offering for replica in there if replica.node)
     service = observed.service
-    question = ask(
+    question = _asked(
         service,
         observed.classes,
         observed.profiles,
-        traffic=traffic,
-        fleet=fleet_of(there),
-        withheld=tuple((each.offering, placed[each.offering], each.reason) for each in unavailable),
+        traffic,
+        fleet_of(there),
+        tuple((each.offering, placed[each.offering], each.reason) for each in unavailable),
     )
     published_alone = service.allocation is AllocationMode.MELANGE
     if published_alone or not observed.neighbours or not question.problem.offerings:
@@ -173,13 +174,13 @@ def _claim(neighbour: Neighbour, observed: Observed, now: datetime) -> Claim:
     short = tuple(each for each in neighbour.unavailable if each.until > now)
     observes = service.workload_source is WorkloadSource.OBSERVED
     try:
-        question = ask(
+        question = _asked(
             service,
             observed.classes,
             observed.profiles,
-            traffic=in_force(neighbour.traffic, NotMeasured("its own"), grid_of(service)) if observes else None,
-            fleet=neighbour.held,
-            withheld=tuple((each.offering, held.get(each.offering, 0), each.reason) for each in short),
+            in_force(neighbour.traffic, NotMeasured("its own"), grid_of(service)) if observes else None,
+            neighbour.held,
+            tuple((each.offering, held.get(each.offering, 0), each.reason) for each in short),
         )
     except MedleyError:
         return Claim(neighbour.name, None, neighbour.held)  # its own pass says why, in its own status
@@ -193,6 +194,19 @@ def _answered(question: Question, model: str) -> Allocation | Infeasible:
         return found
     # The allocator does not know what was ruled out before it was asked.
     return replace(found, bindings=nothing_on_offer(model, _explained(question, found)))
+
+
+# Every pass asks for every neighbour what its own passes ask, and a tenth of a second each would add up.
+@lru_cache(maxsize=256)
+def _asked(  # noqa: PLR0917  # a cache knows arguments by their place
+    service: Service,
+    classes: tuple[AcceleratorClass, ...],
+    profiles: tuple[Profile, ...],
+    traffic: Traffic | None,
+    fleet: tuple[tuple[OfferingKey, int], ...],
+    withheld: tuple[tuple[OfferingKey, int, str], ...],
+) -> Question:
+    return ask(service, classes, profiles, traffic=traffic, fleet=fleet, withheld=withheld)
 
 
 # A pass over a service that did not change asks what the pass before asked.
