@@ -235,6 +235,18 @@ class Model:
                 coefficients,
             )
 
+    def table(self) -> tuple[Numbers, Numbers, Numbers]:
+        """Return the rows so far: at least, at most, and coefficients, row by row and column by column."""
+        programme = self._highs.getLp()
+        matrix = programme.a_matrix_
+        coefficients = np.zeros((self.height, len(self.keys)))
+        lines = np.repeat(np.arange(len(matrix.start_) - 1), np.diff(matrix.start_))
+        entries = np.array(matrix.index_, dtype=np.intp)
+        by_row = matrix.format_ == highspy.MatrixFormat.kRowwise
+        rows, columns = (lines, entries) if by_row else (entries, lines)
+        coefficients[rows, columns] = np.array(matrix.value_)
+        return np.array(programme.row_lower_), np.array(programme.row_upper_), coefficients
+
     def between(self, lower: Numbers, upper: Numbers) -> None:
         """Change the bounds of all columns."""
         self._highs.changeColsBounds(len(lower), self._places, lower, upper)
