@@ -111,17 +111,27 @@ class AllocationProblem:
         A shape that would need over a million replicas for a bucket is as good as unable: no plan gains by it, and
         such coefficients make the solver's tolerances meaningless.
         """
-        offered = {offering.key.shape for offering in self.offerings}
+        usable: dict[Shape, float] = {}
+        for key, value in self.utilisations.items():
+            usable[key.shape] = max(value, usable.get(key.shape, 0.0))
         demanded = dict(self.demand.requests_per_second)
-        return {
-            row.shape: {
+        found: dict[Shape, Mapping[Bucket, float]] = {}
+        for row in sorted(self.throughput, key=lambda row: row.shape):
+            if row.shape not in usable:
+                continue
+            most = LARGEST_REPLICAS * usable[row.shape]
+            beyond = {
+                bucket
+                for load in row.loads
+                for bucket, each in load.per_request
+                if demanded.get(bucket, 0.0) * each > most
+            }
+            found[row.shape] = {
                 bucket: rate
                 for bucket, rate in row.requests_per_second
-                if demanded.get(bucket, 0.0) / rate <= LARGEST_REPLICAS
+                if demanded.get(bucket, 0.0) / rate <= most and bucket not in beyond
             }
-            for row in sorted(self.throughput, key=lambda row: row.shape)
-            if row.shape in offered
-        }
+        return found
 
     @cached_property
     def rows(self) -> Mapping[Shape, tuple[tuple[str, Mapping[Bucket, float]], ...]]:
