@@ -23,7 +23,7 @@ from datetime import datetime, timedelta
 from medley.core.traffic import WINDOWS_S
 from medley.core.workload import Bucket, Demand, SizeGrid
 from medley.planning.burstiness import FEWEST_WINDOWS
-from medley.planning.ignorance import Class
+from medley.planning.ignorance import Class, learned
 from medley.planning.ledger import KEPT, Ledger, Totals
 from medley.planning.presets import RAREST
 from medley.planning.sizes import largest_request
@@ -218,13 +218,12 @@ def _outputs(
     if not any(own.values()):
         own = {possible[-1]: 1.0}
     whole = math.fsum(own.values())
-    believed = {output: _PRIOR_WEIGHT * part / whole for output, part in own.items()}
+    believed = Class(bucket, 1.0, tuple((output, part / whole) for output, part in own.items() if part))
+    came: defaultdict[int, float] = defaultdict(float)
     for output, number in made.items():
-        place = min(output, bucket.output)
-        believed[place] = believed.get(place, 0.0) + number
-    total = math.fsum(believed.values())
-    parts = [round(_PARTS * believed.get(output, 0.0) / total) for output in range(len(grid.output_edges))]
-    return tuple(parts)
+        came[min(output, bucket.output)] += number
+    parts = dict(learned(believed, came, weight=_PRIOR_WEIGHT).outputs)
+    return tuple(round(_PARTS * parts.get(output, 0.0)) for output in range(len(grid.output_edges)))
 
 
 def _bursts(first: Totals, last: Totals) -> Iterator[tuple[int, float]]:
