@@ -28,7 +28,7 @@ _HAS_SOLUTION = 2
 _STOPPED_AT_A_LIMIT = frozenset({"kTimeLimit", "kSolutionLimit", "kIterationLimit", "kInterrupt"})
 # "Unbounded or infeasible" is infeasible here: every objective is bounded below, its terms and variables being >= 0.
 _WITHOUT_SOLUTION = frozenset({"kInfeasible", "kUnboundedOrInfeasible"})
-_LOST = "kUnknown"
+_LOST = frozenset({"kUnknown", "kNotset"})
 # Numbers far apart: from the beginning, presolved or as they are, the solver mostly finds its way.
 _SCALING, _AS_IT_IS, _EQUILIBRATED = 2, 0, 3  # HiGHS: forced equilibration (its own choice), none, another
 _OTHERWISE = (("on", _SCALING), ("off", _AS_IT_IS), ("off", _EQUILIBRATED))
@@ -278,7 +278,7 @@ class Model:
             highs.setOptionValue("mip_max_nodes", effort.max_nodes)
             highs.setOptionValue("mip_rel_gap", _EXACT if effort.relative_gap is None else effort.relative_gap)
         highs.run()
-        lost = {_LOST, *(_WITHOUT_SOLUTION if self._solvable else ())}
+        lost = _LOST | (_WITHOUT_SOLUTION if self._solvable else frozenset())
         for presolve, scaling in _OTHERWISE:
             if highs.getModelStatus().name not in lost:
                 break
