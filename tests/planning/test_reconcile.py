@@ -286,7 +286,7 @@ class TestRefusals:
                         Bound.SIZES,
                         (
                             "l4 cannot serve requests of up to 1000 + 1000 tokens: at 2 requests/s, the lowest rate "
-                            "measured, TTFT is 1000 ms and TPOT 50 ms; relax the SLO, lower spec.model.maxModelLen, or add "
+                            "measured, TTFT is 1,000 ms and TPOT 50 ms; relax the SLO, lower spec.model.maxModelLen, or add "
                             "a class that is fast enough"
                         ),
                     ),
