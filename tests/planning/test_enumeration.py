@@ -74,3 +74,18 @@ def test_a_column_that_costs_nothing_is_not_counted_through():
 
 def test_what_no_point_serves_is_said():
     assert enumerated(covering([[0.1, 0.1, 0.1]], 3), [np.ones(3)], EFFORT, nothing_refuted) == Unsolvable()
+
+
+def test_what_costs_more_than_was_thought_to_do_is_counted_too():
+    """Two of b at 1 seem to do; what is refuted is all of b, so that one a at 3 is the best, not six of b."""
+    model = covering([[1.0, 0.5, 0.0]], 20)
+
+    def refuted(values):
+        if values[0] < 1 and values[1] < 6:  # as the row that is added
+            model.add([Row({"a": 1.0, "b": 1 / 6}, at_least=1.0)])
+            return True
+        return False
+
+    found = enumerated(model, [np.array([3.0, 1.0, 9.0])], EFFORT, refuted)
+    assert isinstance(found, Point)
+    assert found.values.tolist() == [1.0, 0.0, 0.0]

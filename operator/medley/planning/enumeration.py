@@ -28,6 +28,21 @@ def enumerated(
     `refuted` adds the inequalities that a point violates to the model, and says whether there were any. None: there are
     too many points, or they cannot be told to be few; the model may then know more.
     """
+    for _ in range(_ROUNDS):
+        found = _within_reach(model, objectives, effort, refuted)
+        if not isinstance(found, _Dearer):
+            return found
+    return None
+
+
+class _Dearer:
+    """What was thought to serve does not, and nothing so cheap does: points that cost more have to be counted too."""
+
+
+def _within_reach(
+    model: Model, objectives: Sequence[Numbers], effort: Effort, refuted: Callable[[Numbers], bool]
+) -> Point | Unsolvable | _Dearer | None:
+    """Return the best of the points that cost no more than the solution in fractions, rounded up."""
     costs = objectives[0]
     found = model.minimise(costs, effort, whole=False)
     if isinstance(found, Point) and refuted(found.values):
@@ -63,10 +78,10 @@ def enumerated(
         done = len(rows[0])
         kept = _narrowed(new, points, last, least, largest)
         points, least, largest = points[kept], least[kept], largest[kept]
-        if not len(points):
-            return Unsolvable()
         points[:, last] = least
         usd = points @ costs
+        if usd.min(initial=math.inf) > most + slack:
+            return _Dearer()
         near = points[usd <= usd.min() + slack]
         ranks = np.lexsort([near @ each for each in reversed(objectives[1:])]) if len(objectives) > 1 else [0]
         best = near[ranks[0]]
