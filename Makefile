@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export MEDLEY_DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format generate bench stage-up stage-down clean
+.PHONY: help demo test test-fast lint format generate examples samples bench stage-up stage-down clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,6 +45,13 @@ format: $(VENV)/.installed  ## Format and fix what can be fixed
 
 generate: $(VENV)/.installed  ## Write the CRDs from the models
 	@$(BIN)/python -m medley.api.crd
+
+# The command stands in each file's first line; a test runs it and compares.
+examples: $(VENV)/.installed  ## Estimate the profiles of the examples again
+	@for file in examples/performanceprofile*.yaml; do $(BIN)/$$(sed -n '1s/^# //p' $$file) --out $$file >/dev/null; done
+
+samples: $(VENV)/.installed  ## Print again what the documents show of the commands
+	@$(BIN)/python -m tests.docs.samples --slow
 
 bench: $(VENV)/.installed  ## Measure (ONLY=allocator|router|...): a table, and build/bench.json
 	@$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY))

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from medley.core import names
 from medley.handlers.reconciling import Reconciler
+from medley.handlers.routers import Routers
 from medley.handlers.supervisors import Supervisors
 from medley.kube.api import (
     ACCELERATOR_CLASS,
@@ -34,6 +35,7 @@ from medley.kube.api import (
 )
 from medley.kube.events import EventPost
 from medley.kube.manifests import KEY_FIELD, Images
+from medley.router.metrics import RouterMetrics
 from medley.telemetry.metrics import OperatorMetrics
 from medley.wire.assignment import Assignment, EnginePhase, EngineReport
 
@@ -117,6 +119,7 @@ class World:
     drained: list[str] = field(default_factory=list)
     sold_out: set[str] = field(default_factory=set)  # markets, "spot"
     machines: dict[str, str] = field(default_factory=dict)  # pod -> node
+    routers: dict[str, RouterMetrics] = field(default_factory=dict)  # by address
 
     @property
     def metrics(self) -> OperatorMetrics:
@@ -236,6 +239,8 @@ class World:
     async def answer(self, request: web.Request) -> web.Response:
         assert request.transport is not None
         address = request.transport.get_extra_info("sockname")[0]
+        if address in self.routers:
+            return web.Response(body=self.routers[address].exposition(), content_type="text/plain")
         if request.headers.get("Authorization") != f"Bearer {await self._key()}":
             return web.Response(status=401)
         report = self.reports[address]
@@ -257,7 +262,12 @@ class World:
 
 def reconciler(api: Api, session: aiohttp.ClientSession, port: int) -> Reconciler:
     return Reconciler(
-        api, Supervisors(session, port), IMAGES, EventPost(api, "test"), OperatorMetrics(CollectorRegistry())
+        api,
+        Supervisors(session, port),
+        Routers(session, port),
+        IMAGES,
+        EventPost(api, "test"),
+        OperatorMetrics(CollectorRegistry()),
     )
 
 

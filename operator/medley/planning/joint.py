@@ -5,10 +5,10 @@
 
 Called by `sharing` for the operator and by `bench/joint.py`. As one programme it does not close. Instead each quota has
 a price; every service is solved alone with its replicas dearer by what they take of it (`surcharge_usd`); the prices
-are the multipliers of a small programme that mixes the plans found so far (Dantzig and Wolfe's decomposition). The
-priced services bound the cost from below (the Lagrangian), whole plans that fit together bound it from above, and the
-gap between the two is reported. Where not all can be met, the higher priority is served first. Pure. Formulas:
-docs/allocation.md, "Several services".
+are first those of all services' relaxations together (`opening`), then the multipliers of a small programme that mixes
+the plans found so far (Dantzig and Wolfe's decomposition). The priced services bound the cost from below (the
+Lagrangian), whole plans that fit together bound it from above, and the gap between the two is reported. Where not all
+can be met, the higher priority is served first. Pure. Formulas: docs/allocation.md, "Several services".
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from medley.core.errors import InvalidInputError
 from medley.planning.allocator import attempted, reallocate
 from medley.planning.cover import Learnt
 from medley.planning.ilp import Effort, Model, Point, Programme, Row, Variable
+from medley.planning.opening import opening_prices
 from medley.planning.problem import Allocation, AllocationProblem, Cap, Infeasible
 
 WANTED_GAP = 0.01
@@ -99,7 +100,7 @@ def shared_caps(problems: Iterable[AllocationProblem]) -> tuple[Cap, ...]:
     """Return the caps of several problems, those of one name as one; the tightest of their bounds counts."""
     found: dict[str, Cap] = {}
     for problem in problems:
-        for cap in problem.all_caps:
+        for cap in (each for each in problem.all_caps if each.shared):
             known = found.get(cap.name, cap)
             uses = tuple(sorted({**dict(known.uses), **dict(cap.uses)}.items()))
             found[cap.name] = Cap(cap.name, min(known.at_most, cap.at_most), uses)
@@ -120,14 +121,15 @@ def together(
     if search.fit(plans):
         return search.joint(plans, prices)
     best_prices = prices
-    search.offer(search.in_turn(prices))
+    opening = opening_prices([each.problem for each in search.sharers], search.shared)
+    search.offer(search.in_turn(opening))
     idle = 0
     for number in range(rounds):
         if search.near or idle == _IDLE:
             break
         known = search.known
-        newest = search.mixed()
-        prices = best_prices + (1.0 if idle else _STEP) * (newest - best_prices)
+        step = 1.0 if idle or not number else _STEP
+        prices = best_prices + step * ((search.mixed() if number else opening) - best_prices)
         before = search.bound
         plans = search.priced(prices)
         if search.bound > before:

@@ -212,6 +212,7 @@ class RouterServer:
             raise RequestError(404, message, "model", "model_not_found")
         retry_after = self._admission.refusal(question.prompts * question.n)
         if retry_after is not None:
+            self._metrics.turned_away(question.prompts * question.n)
             message = f"the queue is full; try again in {retry_after} s"
             raise RequestError(429, message, code="queue_full", retry_after=retry_after)
         rendered = await self._render(question, arrived)
@@ -251,6 +252,7 @@ class RouterServer:
                     case _:
                         return answer
             await asyncio.sleep(_RENDER_PAUSE_SECONDS)
+        self._metrics.turned_away(question.prompts * question.n)
         raise RequestError(503, f"no engine was ready before the deadline: {self._missing() or 'engines broke'}")
 
     def _renderer(self, tried: str | None) -> tuple[str, str] | None:
