@@ -7,13 +7,20 @@ from hypothesis import strategies as st
 
 from medley.core import names
 from medley.core.accelerators import Market, OfferingKey, Shape
+from medley.core.identity import Role
 
 dns_labels = st.from_regex(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 
 
 @given(dns_labels)
 def test_every_derived_name_is_a_dns_label(service):
-    for name in (names.router(service), names.engine_key(service), names.node_pool(service, Market.ON_DEMAND)):
+    for name in (
+        names.router(service),
+        names.engine_key(service),
+        names.node_pool(service, Market.ON_DEMAND),
+        names.authorities(service),
+        *(names.certificates(service, role) for role in Role),
+    ):
         assert re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", name), name
 
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import aiohttp
 
+from medley.core.identity import Role, dns_name
+from medley.testing.certificates import Issuer
+from medley.tls.keyring import Keyring
 from medley.wire.assignment import Assignment, EnginePhase, EngineReport
 
 KEY = "k3y-of-the-service"
@@ -35,11 +38,24 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def tls(ring: Keyring | None) -> dict:
+    """Return what aiohttp's requests need to speak with an engine."""
+    return {} if ring is None else {"ssl": ring.client, "server_hostname": dns_name(Role.ENGINE)}
+
+
 class Pod:
-    def __init__(self, process: asyncio.subprocess.Process, session: aiohttp.ClientSession, ports: list[int]) -> None:
+    """`operator` and `router`: whose certificates `call` and `generate` show; None: plain HTTP."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, session: aiohttp.ClientSession, ports: list[int],
+        operator: Keyring | None = None, router: Keyring | None = None,
+    ) -> None:  # fmt: skip
         self.process = process
         self.session = session
-        self.engine, self.control, self.status = (f"http://127.0.0.1:{port}" for port in ports)
+        self.operator, self.router = operator, router
+        scheme = "http" if operator is None else "https"
+        self.engine, self.control = (f"{scheme}://127.0.0.1:{port}" for port in ports[:2])
+        self.status = f"http://127.0.0.1:{ports[2]}"
         self.lines: list[str] = []
         self.reading = asyncio.get_running_loop().create_task(self._read())
 
@@ -60,7 +76,9 @@ class Pod:
 
     async def call(self, method: str, path: str, body: str | bytes | None = None, key: str | None = KEY):
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        async with self.session.request(method, self.control + path, data=body, headers=headers) as answer:
+        async with self.session.request(
+            method, self.control + path, data=body, headers=headers, **tls(self.operator)
+        ) as answer:
             return answer.status, await answer.json()
 
     async def state(self) -> EngineReport:
@@ -84,21 +102,23 @@ class Pod:
         return report
 
     async def says(self, text: str) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not any(text in line for line in self.lines):  # noqa: ASYNC110 - it is in another process
                 await asyncio.sleep(0.02)
 
     async def generate(self, tokens: int, key: str | None = KEY, **body):
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         wanted = {"token_ids": [5, 6, 7], "sampling_params": {"max_tokens": tokens}, "stream": True} | body
-        async with self.session.post(f"{self.engine}/inference/v1/generate", json=wanted, headers=headers) as answer:
+        async with self.session.post(
+            f"{self.engine}/inference/v1/generate", json=wanted, headers=headers, **tls(self.router)
+        ) as answer:
             answer.raise_for_status()
             async for line in answer.content:
                 yield line.decode().strip()
 
     async def fake(self, what: str) -> None:
         try:
-            async with self.session.post(f"{self.engine}/fake/{what}") as answer:
+            async with self.session.post(f"{self.engine}/fake/{what}", **tls(self.router)) as answer:
                 assert answer.status == 200
         except aiohttp.ClientError:
             assert what == "die"
@@ -111,7 +131,20 @@ class Pod:
 
 
 @asynccontextmanager
-async def pod(*, tmp, python: str = sys.executable, fake: bool = True, environment: dict[str, str] | None = None):
+async def pod(
+    *,
+    tmp,
+    python: str = sys.executable,
+    fake: bool = True,
+    environment: dict[str, str] | None = None,
+    issuer: Issuer | None = None,
+):
+    """Run one. `issuer`: of the service's certificates; folders `engine`, `router` and `operator` appear in `tmp`."""
+    rings = {}
+    if issuer is not None:
+        rings = {role: issuer.folder(Path(tmp) / role, role) for role in Role}
+        environment = {"MEDLEY_TLS_DIR": str(rings[Role.ENGINE])} | (environment or {})
+        rings = {role: Keyring(folder, print) for role, folder in rings.items()}
     ports = free_ports(3)
     key_file = Path(tmp) / "key"
     key_file.write_text(KEY + "\n")
@@ -133,9 +166,9 @@ async def pod(*, tmp, python: str = sys.executable, fake: bool = True, environme
         process_group=0,
     )  # fmt: skip
     async with aiohttp.ClientSession() as session:
-        one = Pod(process, session, ports)
+        one = Pod(process, session, ports, rings.get(Role.OPERATOR), rings.get(Role.ROUTER))
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not any("control on" in line for line in one.lines):
                     if process.returncode is not None:
                         await one.reading

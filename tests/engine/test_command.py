@@ -23,6 +23,12 @@ def test_the_command_line_is_whole_and_has_no_key():
     )  # fmt: skip
 
 
+def test_behind_tls_vllm_has_a_socket_file_and_no_port():
+    assert argv(assignment("m"), "0.0.0.0", 8000, Path("/tmp/x/vllm.sock"))[5:9] == (
+        "--served-model-name", "m", "--uds", "/tmp/x/vllm.sock"
+    )  # fmt: skip
+
+
 def test_the_environment_carries_key_and_plugin():
     assert environment({"PYTHONPATH": "/medley", "VLLM_NO_USAGE_STATS": "0", "A": "b"}, "key", Path("/tmp/x")) == {
         "A": "b",
@@ -30,6 +36,8 @@ def test_the_environment_carries_key_and_plugin():
         "VLLM_API_KEY": "key",
         "MEDLEY_PLUGIN_REPORTS": "/tmp/x",
         "PYTHONPATH": "/tmp/x:/medley",
+        "VLLM_PLUGINS": "medley,medley_kv",
+        "MEDLEY_MIGRATION": "Auto",
     }
 
 

@@ -1,5 +1,7 @@
 """The pod's environment is checked, and each complaint names its variable."""
 
+from pathlib import Path
+
 import pytest
 
 from medley.core.errors import InvalidInputError
@@ -24,10 +26,10 @@ def test_everything_can_be_set(key_file):
     read = Settings.read({
         "MEDLEY_KEY_FILE": key_file, "MEDLEY_GRACE": "600", "MEDLEY_STALL_LIMIT": "30.5", "MEDLEY_RESTART_LIMIT": "1",
         "MEDLEY_START_LIMIT": "2", "MEDLEY_STOP_LIMIT": "0", "MEDLEY_PROBE_INTERVAL": "5", "MEDLEY_BIND_HOST": "::",
-        "MEDLEY_ENGINE_PORT": "1", "MEDLEY_CONTROL_PORT": "2", "MEDLEY_STATUS_PORT": "65535",
+        "MEDLEY_ENGINE_PORT": "1", "MEDLEY_CONTROL_PORT": "2", "MEDLEY_STATUS_PORT": "65535", "MEDLEY_TLS_DIR": "/tls",
     })  # fmt: skip
     limits = Limits(grace_s=600, stall_s=30.5, restart_s=1, start_s=2, stop_s=0, probe_every_s=5)
-    assert read == Settings("abc123", limits, "::", 1, 2, 65535)
+    assert read == Settings("abc123", limits, "::", 1, 2, 65535, Path("/tls"))
     assert read.engine_host == "::1"
 
 

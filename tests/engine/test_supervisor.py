@@ -1,5 +1,7 @@
 """The supervisor as a process, with a stand-in for vLLM: what operator, kubelet and routers see."""
 
+import asyncio
+import json
 import os
 import signal
 from datetime import UTC, datetime, timedelta
@@ -168,6 +170,44 @@ async def test_sigterm_finishes_the_stream_and_exits_0(model, tmp_path):
         assert sum([line.startswith("data: {") async for line in stream]) == 59
         assert await it.end() == 0
         assert not any(line.startswith("vllm| child") for line in it.lines)
+
+
+async def test_sigterm_waits_for_engines_that_pull_what_moved(model, tmp_path):
+    async with pod(tmp=tmp_path, environment={"MEDLEY_GRACE": "60"}) as it:
+        await it.assign(assignment(model))
+        await it.until(Phase.SERVING)
+        await it.fake("pin")
+        it.process.send_signal(signal.SIGTERM)
+        await it.until(Phase.DRAINING)
+        await asyncio.sleep(2.5)
+        assert (await it.state()).phase is Phase.DRAINING
+        await it.fake("unpin")
+        assert await it.end() == 0
+
+
+async def test_at_the_end_of_the_grace_streams_end_after_a_whole_token(model, tmp_path):
+    async with pod(tmp=tmp_path, environment={"MEDLEY_GRACE": "6"}) as it:
+        await it.assign(assignment(model))
+        await it.until(Phase.SERVING)
+        stream = it.generate(10**6)
+        await anext(stream)
+        it.process.send_signal(signal.SIGTERM)
+        lines = [line async for line in stream if line.startswith("data: {")]
+        assert json.loads(lines[-1].removeprefix("data: "))["choices"][0]["finish_reason"] == "abort"
+        assert await it.end() == 0
+        assert "vllm| asked to end all requests" in it.lines
+
+
+async def test_a_vllm_without_the_plugin_is_ended_all_the_same(model, tmp_path):
+    async with pod(tmp=tmp_path, environment={"MEDLEY_GRACE": "5"}) as it:
+        await it.assign(assignment(model, "--fake-plain"))
+        await it.until(Phase.SERVING)
+        stream = it.generate(10**6)
+        await anext(stream)
+        it.process.send_signal(signal.SIGTERM)
+        assert await it.end() == 0
+        assert "medley| ending vLLM's requests: status 404; they end with vLLM" in it.lines
+        await stream.aclose()
 
 
 async def test_sigterm_ends_within_the_grace_even_if_vllm_ignores_it(model, tmp_path):

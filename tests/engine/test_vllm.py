@@ -10,10 +10,11 @@ import pytest
 import pytest_asyncio
 
 from e2e.vllm_venv import ensure_venv
+from medley.testing.certificates import Issuer
 from medley.wire.assignment import Capability
 from medley.wire.assignment import EnginePhase as Phase
 from medley.wire.resume import RESUME_OUTPUT_TOKEN_IDS
-from tests.engine.pod import KEY, assignment, pod
+from tests.engine.pod import KEY, assignment, pod, tls
 from tests.model import ensure_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module")]
@@ -34,8 +35,13 @@ PROMPT = [(7 * i * i + 13 * i + 5) % 500 + 3 for i in range(150)]
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def it(tmp_path_factory):
+    # As in a cluster: vLLM behind the supervisor's TLS.
     async with pod(
-        tmp=tmp_path_factory.mktemp("pod"), python=str(ensure_venv()), fake=False, environment=ENVIRONMENT
+        tmp=tmp_path_factory.mktemp("pod"),
+        python=str(ensure_venv()),
+        fake=False,
+        environment=ENVIRONMENT,
+        issuer=Issuer.new(),
     ) as one:
         await one.assign(assignment(str(ensure_model()), *ARGS, max_model_len=2048))
         await one.until(Phase.SERVING, limit_s=180)
@@ -49,7 +55,9 @@ async def tokens(it, prompt: list[int], **sampling) -> list[int]:
         "stream": False,
     }
     headers = {"Authorization": f"Bearer {KEY}"}
-    async with it.session.post(f"{it.engine}/inference/v1/generate", json=body, headers=headers) as answer:
+    async with it.session.post(
+        f"{it.engine}/inference/v1/generate", json=body, headers=headers, **tls(it.router)
+    ) as answer:
         assert answer.status == 200, await answer.text()
         return (await answer.json())["choices"][0]["token_ids"]
 
@@ -58,7 +66,7 @@ async def test_the_report_names_version_and_capabilities(it):
     report = await it.when(lambda r: r.tokens_generated >= 1)  # it made one before it said that it serves
     assert (report.phase, report.restarts) == (Phase.SERVING, 0)
     assert report.engine_version.startswith("0.32.0")
-    assert report.capabilities == (Capability.RESUME_EXACT,)
+    assert report.capabilities == (Capability.RESUME_EXACT, Capability.CARRY_KV)
 
 
 @pytest.mark.parametrize("path", [
@@ -68,17 +76,21 @@ async def test_the_report_names_version_and_capabilities(it):
 async def test_nothing_but_health_and_metrics_without_the_key(it, path):
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}):
         for method in ("GET", "POST", "OPTIONS"):
-            async with it.session.request(method, it.engine + path, headers=headers, data=b"{}") as answer:
+            async with it.session.request(
+                method, it.engine + path, headers=headers, data=b"{}", **tls(it.router)
+            ) as answer:
                 assert answer.status == 401
 
 
 async def test_health_metrics_and_render(it):
     for path in ("/health", "/metrics"):
-        async with it.session.get(it.engine + path) as answer:
+        async with it.session.get(it.engine + path, **tls(it.router)) as answer:
             assert answer.status == 200
     chat = {"model": "m", "messages": [{"role": "user", "content": "the quick brown fox"}]}
     headers = {"Authorization": f"Bearer {KEY}"}
-    async with it.session.post(f"{it.engine}/v1/chat/completions/render", json=chat, headers=headers) as answer:
+    async with it.session.post(
+        f"{it.engine}/v1/chat/completions/render", json=chat, headers=headers, **tls(it.router)
+    ) as answer:
         assert answer.status == 200
         assert (await answer.json())["token_ids"]
     async with it.session.get(it.status + "/tokenizer.json") as answer:
@@ -128,7 +140,9 @@ async def test_what_cannot_be_resumed_is_refused_and_harms_nobody(it, committed,
     sampling = {"max_tokens": 48, "extra_args": {RESUME_OUTPUT_TOKEN_IDS: committed}} | sampling
     body = {"token_ids": PROMPT, "sampling_params": sampling, "stream": False}
     headers = {"Authorization": f"Bearer {KEY}"}
-    async with it.session.post(f"{it.engine}/inference/v1/generate", json=body, headers=headers) as answer:
+    async with it.session.post(
+        f"{it.engine}/inference/v1/generate", json=body, headers=headers, **tls(it.router)
+    ) as answer:
         text = await answer.text()
         assert answer.status == 400, text
     assert message in text
@@ -139,7 +153,9 @@ async def test_a_grammar_that_does_not_accept_the_tokens_fails_that_request_alon
     extra = {"structured_outputs": {"regex": "[0-9]+"}, "extra_args": {RESUME_OUTPUT_TOKEN_IDS: [40, 41, 42]}}
     body = {"token_ids": PROMPT, "sampling_params": {"max_tokens": 8} | extra, "stream": False}
     headers = {"Authorization": f"Bearer {KEY}"}
-    async with it.session.post(f"{it.engine}/inference/v1/generate", json=body, headers=headers) as answer:
+    async with it.session.post(
+        f"{it.engine}/inference/v1/generate", json=body, headers=headers, **tls(it.router)
+    ) as answer:
         assert answer.status >= 400
     assert await tokens(it, PROMPT, max_tokens=2, temperature=0.0)
 
@@ -157,7 +173,7 @@ async def test_sigterm_under_a_stream_finishes_it(it):
     assert sum(len(choice["token_ids"]) for part in received for choice in part["choices"]) == 300
     assert await it.end(limit_s=60) == 0
     with pytest.raises(aiohttp.ClientError):
-        await it.session.get(it.engine + "/health")
+        await it.session.get(it.engine + "/health", **tls(it.router))
     pids = [int(line.rpartition("pid=")[2].partition(")")[0]) for line in it.lines if "(EngineCore pid=" in line]
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)

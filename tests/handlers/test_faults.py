@@ -94,7 +94,7 @@ async def test_killed_before_any_write_the_next_pass_heals(here):
         ["chat-l4-s-a-0", "chat-l4-s-a-1"],
         ["medley-l4-spot"],
         ["chat-router"],
-        ["chat-engine-key"],
+        ["chat-ca", "chat-engine-key", "chat-engine-tls", "chat-operator-tls", "chat-router-tls"],
     )
     assert {truth for _, truth in healed[4]} == {"True"}
 

@@ -1,6 +1,7 @@
 """The life of a service against the real API server: made, served, interrupted, changed, deleted; and every refusal."""
 
 import re
+from datetime import timedelta
 
 import pytest
 
@@ -37,6 +38,9 @@ WRITES = re.compile(
 )
 
 
+SECRETS = {"chat-engine-key", "chat-ca", "chat-engine-tls", "chat-router-tls", "chat-operator-tls"}
+
+
 async def names_of(here, kind):
     objects, _ = await here.api.list(kind, here.namespace if kind.namespaced else None)
     return {each["metadata"]["name"] for each in objects}
@@ -60,7 +64,7 @@ async def test_a_service_becomes_ready(here):
     assert await names_of(here, SERVICE) == {"chat-router"}
     assert await names_of(here, SERVICE_ACCOUNT) == {"chat-router"}
     assert await names_of(here, BUDGET) == {"chat-engine", "chat-router"}
-    assert await names_of(here, SECRET) == {"chat-engine-key"}
+    assert await names_of(here, SECRET) == SECRETS
     service = await here.service()
     assert service["metadata"]["finalizers"] == ["medley.dev/cleanup"]
     status = service["status"]
@@ -156,12 +160,28 @@ async def test_a_changed_service_is_rolled_out_one_by_one(here):
     assert {here.assigned[name].engine_args for name in after} == {("--enforce-eager",)}
 
 
+async def test_an_old_engine_on_a_node_that_lasts_gets_a_while_for_its_streams_to_end_or_move(here):
+    await served(here, spot={"policy": "Never"})
+    await made(here, engine={"args": ["--enforce-eager"]}, spot={"policy": "Never"})
+    for address, report in here.reports.items():
+        here.reports[address] = report.model_copy(update={"running": 3})
+    gone = {}
+    for _ in range(12):
+        await here.reconciler.reconcile((here.namespace, "chat"))
+        for name, pod in (await here.pods()).items():
+            if "deletionTimestamp" in pod["metadata"]:
+                gone[name] = pod["metadata"]["deletionGracePeriodSeconds"]
+        await here.react()
+    assert gone == {"chat-l4-d-a-0": 120, "chat-l4-d-a-1": 120}
+    assert [deadline is None for deadline in here.deadlines] == [True, False] * 2
+
+
 async def test_a_sold_out_market_falls_back(here):
     here.sold_out.add("spot")
     await made(here)
     await here.pass_over()
     moment = here.reconciler.clock()
-    object.__setattr__(here.reconciler, "clock", lambda: moment.replace(year=moment.year + 1))
+    object.__setattr__(here.reconciler, "clock", lambda: moment + timedelta(minutes=30))
     await here.settle(passes=6)
     assert {pod["metadata"]["labels"][names.LABEL_MARKET] for pod in (await here.pods()).values()} == {"on-demand"}
     status = (await here.service())["status"]
@@ -262,7 +282,7 @@ async def test_services_of_one_name_in_two_namespaces_live_apart(here, plane):
             await there.pass_over()
         assert await names_of(there, POD) == set()
     assert len(await names_of(here, POD)) == 2
-    assert await names_of(here, SECRET) == {"chat-engine-key"}
+    assert await names_of(here, SECRET) == SECRETS
     assert await here.api.get(CLUSTER_ROLE_BINDING, f"medley:router:{here.namespace}:chat") is not None
 
 

@@ -63,6 +63,7 @@ async def router_pods(here: World) -> tuple[str, ...]:
         }
         await here.api.create(POD, pod, here.namespace)
         await here.patch_status(POD, f"chat-router-{number}", {"phase": "Running", "podIP": address}, here.namespace)
+        await here.listen_as_router(address)
     return addresses
 
 

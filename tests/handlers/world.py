@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from medley.core import names
+from medley.core.identity import Role
+from medley.demo.processes import free_port
 from medley.handlers.reconciling import Reconciler
 from medley.handlers.routers import Routers
 from medley.handlers.supervisors import Supervisors
@@ -37,7 +41,9 @@ from medley.kube.events import EventPost
 from medley.kube.manifests import KEY_FIELD, Images
 from medley.router.metrics import RouterMetrics
 from medley.telemetry.metrics import OperatorMetrics
-from medley.wire.assignment import Assignment, EnginePhase, EngineReport
+from medley.testing.certificates import write_as_kubelet
+from medley.tls.keyring import Keyring
+from medley.wire.assignment import Assignment, DrainRequest, EnginePhase, EngineReport
 
 IMAGES = Images(engine="vllm:1", engine_init="engine:1", router="router:1")
 NAMESPACE = Kind("", "v1", "Namespace", "namespaces", namespaced=False)
@@ -114,12 +120,16 @@ class World:
     namespace: str
     reconciler: Reconciler
     control_port: int
+    runner: web.AppRunner
+    mounted: Path  # volumes of pods, as kubelets fill them
     reports: dict[str, EngineReport] = field(default_factory=dict)  # by address
     assigned: dict[str, Assignment] = field(default_factory=dict)
     drained: list[str] = field(default_factory=list)
+    deadlines: list[datetime | None] = field(default_factory=list)  # of the drains
     sold_out: set[str] = field(default_factory=set)  # markets, "spot"
     machines: dict[str, str] = field(default_factory=dict)  # pod -> node
     routers: dict[str, RouterMetrics] = field(default_factory=dict)  # by address
+    keyrings: dict[str, Keyring] = field(default_factory=dict)  # of the engines, by service
 
     @property
     def metrics(self) -> OperatorMetrics:
@@ -163,6 +173,7 @@ class World:
 
     async def react(self) -> None:
         """Let Karpenter, kubelets and supervisors do what they do in a while."""
+        await self._mount()
         for name, pod in (await self.pods()).items():
             if "deletionTimestamp" in pod["metadata"]:
                 await self._end(name, pod)
@@ -211,8 +222,32 @@ class World:
         number = next(_numbers)
         address = f"127.1.{number // 250}.{number % 250 + 1}"
         self.reports[address] = EngineReport(phase=EnginePhase.UNASSIGNED)
+        await self._listen(address, labels[names.LABEL_SERVICE])
         status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}
         await self.patch_status(POD, name, status, self.namespace)
+
+    async def _mount(self) -> None:
+        """Bring the certificates of Secrets into the pods, as kubelets do."""
+        for secret in (await self.api.list(SECRET, self.namespace))[0]:
+            name = secret["metadata"]["name"]
+            if name.endswith("-tls"):
+                files = {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
+                folder = self.mounted / name
+                if not folder.exists() or {key: (folder / key).read_text() for key in files} != files:
+                    write_as_kubelet(folder, files)
+
+    async def _listen(self, address: str, service: str) -> None:
+        """Start the supervisor of a pod: it has the certificate of its own service."""
+        if service not in self.keyrings:
+            complaints: list[str] = []
+            folder = self.mounted / names.certificates(service, Role.ENGINE)
+            self.keyrings[service] = Keyring(folder, complaints.append)
+        context = self.keyrings[service].server
+        await web.TCPSite(self.runner, address, self.control_port, ssl_context=context).start()
+
+    async def listen_as_router(self, address: str) -> None:
+        """Start the port at which a router tells its metrics: plain, as any scraper asks."""
+        await web.TCPSite(self.runner, address, self.control_port).start()
 
     async def _start(self, name: str, pod: Json) -> None:
         report = self.reports[pod["status"]["podIP"]]
@@ -241,7 +276,10 @@ class World:
         address = request.transport.get_extra_info("sockname")[0]
         if address in self.routers:
             return web.Response(body=self.routers[address].exposition(), content_type="text/plain")
-        if request.headers.get("Authorization") != f"Bearer {await self._key()}":
+        rings = self.keyrings.values()
+        if not any(ring.role(request.transport.get_extra_info("peercert")) is Role.OPERATOR for ring in rings):
+            return web.Response(status=403)
+        if request.headers.get("Authorization") not in {f"Bearer {key}" for key in await self._keys()}:
             return web.Response(status=401)
         report = self.reports[address]
         match request.method, request.path:
@@ -251,13 +289,15 @@ class World:
                 report = EngineReport(phase=EnginePhase.SERVING, generation=assignment.generation)
             case "POST", "/v1/drain":
                 self.drained.append(address)
+                self.deadlines.append(DrainRequest.model_validate_json(await request.read()).deadline)
                 report = report.model_copy(update={"phase": EnginePhase.DRAINING})
         self.reports[address] = report
         return web.Response(text=report.model_dump_json(), content_type="application/json")
 
-    async def _key(self) -> str:
+    async def _keys(self) -> set[str]:
         objects, _ = await self.api.list(SECRET, self.namespace)
-        return base64.b64decode(objects[0]["data"][KEY_FIELD]).decode()
+        keys = [each for each in objects if each["metadata"]["name"].endswith("-engine-key")]
+        return {base64.b64decode(each["data"][KEY_FIELD]).decode() for each in keys}
 
 
 def reconciler(api: Api, session: aiohttp.ClientSession, port: int) -> Reconciler:
@@ -278,17 +318,15 @@ async def world(kubeconfig: Path, admin: Path | None = None) -> AsyncIterator[Wo
     async with connected(kubeconfig) as api, connected(admin or kubeconfig) as root, aiohttp.ClientSession() as session:
         level = {"pod-security.kubernetes.io/enforce": "restricted"}
         await root.create(NAMESPACE, {"metadata": {"name": namespace, "labels": level}})
-        here = World(root, namespace, reconciler(api, session, 0), 0)
         app = web.Application()
-        app.router.add_route("*", "/{path:.*}", here.answer)
         runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
+        port = free_port()
         try:
-            site = web.TCPSite(runner, "0.0.0.0", 0)
-            await site.start()
-            here.control_port = runner.addresses[0][1]
-            here.reconciler = reconciler(api, session, here.control_port)
-            yield here
+            with tempfile.TemporaryDirectory(prefix="medley-world-") as mounted:
+                here = World(root, namespace, reconciler(api, session, port), port, runner, Path(mounted))
+                app.router.add_route("*", "/{path:.*}", here.answer)
+                await runner.setup()
+                yield here
         finally:
             await _swept(root, namespace)
             await runner.cleanup()

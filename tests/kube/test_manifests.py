@@ -94,7 +94,7 @@ def test_the_engine_pod_whole():
         },
         "spec": {
             "restartPolicy": "Always",
-            "terminationGracePeriodSeconds": 25,
+            "terminationGracePeriodSeconds": 90,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "securityContext": {
@@ -143,7 +143,9 @@ def test_the_engine_pod_whole():
                         {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
                         {"name": "PYTHONPATH", "value": "/medley"},
                         {"name": "MEDLEY_KEY_FILE", "value": "/var/run/medley/key/key"},
-                        {"name": "MEDLEY_GRACE", "value": "25"},
+                        {"name": "MEDLEY_TLS_DIR", "value": "/var/run/medley/tls"},
+                        {"name": "MEDLEY_MIGRATION", "value": "Auto"},
+                        {"name": "MEDLEY_GRACE", "value": "90"},
                     ],
                     "ports": [
                         {"name": "engine", "containerPort": 8000},
@@ -167,6 +169,7 @@ def test_the_engine_pod_whole():
                     "volumeMounts": [
                         {"name": "medley", "mountPath": "/medley", "readOnly": True},
                         {"name": "engine-key", "mountPath": "/var/run/medley/key", "readOnly": True},
+                        {"name": "tls", "mountPath": "/var/run/medley/tls", "readOnly": True},
                         {"name": "tmp", "mountPath": "/tmp"},
                         {"name": "shm", "mountPath": "/dev/shm"},
                         {"name": "cache", "mountPath": "/cache"},
@@ -177,6 +180,7 @@ def test_the_engine_pod_whole():
             "volumes": [
                 {"name": "medley", "emptyDir": {}},
                 {"name": "engine-key", "secret": {"secretName": "chat-engine-key"}},
+                {"name": "tls", "secret": {"secretName": "chat-engine-tls", "defaultMode": 0o440}},
                 {"name": "tmp", "emptyDir": {}},
                 {"name": "shm", "emptyDir": {"medium": "Memory"}},
                 {"name": "cache", "emptyDir": {}},
@@ -265,6 +269,7 @@ def test_routers_stay_off_spot_and_off_gpu_nodes():
     assert list(objects) == ["ServiceAccount", "RoleBinding", "ClusterRoleBinding", "Service", "Deployment"]
     spec = objects["Deployment"]["spec"]
     assert spec["replicas"] == 2
+    assert spec["minReadySeconds"] == 10
     assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
     pod = spec["template"]["spec"]
     required = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]

@@ -1,5 +1,6 @@
 """What one pass does, says and writes: facts about `plan`, with every refusal that a person can meet."""
 
+import itertools
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -24,15 +25,15 @@ from medley.planning.actions import (
     Assign,
     DeleteBudgets,
     DeleteEngine,
-    DeleteKey,
     DeleteNodePool,
     DeleteRouter,
+    DeleteSecrets,
     DrainEngine,
     EnsureBudgets,
     EnsureFinalizer,
-    EnsureKey,
     EnsureNodePool,
     EnsureRouter,
+    EnsureSecrets,
     LaunchEngine,
     ReleaseFinalizer,
 )
@@ -84,7 +85,7 @@ def test_a_new_service_gets_everything_in_order():
     found = plan(observed(finalizer=False, router=RouterState()), NOW)
     assert found.actions == (
         EnsureFinalizer(),
-        EnsureKey(),
+        EnsureSecrets(),
         EnsureNodePool(PoolKey("l4", Market.SPOT)),
         EnsureRouter(),
         EnsureBudgets(1),
@@ -101,7 +102,7 @@ def test_a_new_service_gets_everything_in_order():
 def test_a_service_that_serves_is_left_alone():
     found = plan(settled(steady()), NOW)
     assert found.actions == (
-        EnsureKey(),
+        EnsureSecrets(),
         EnsureNodePool(PoolKey("l4", Market.SPOT)),
         EnsureRouter(),
         EnsureBudgets(1),
@@ -141,7 +142,7 @@ class TestRefusals:
 
     def test_an_unknown_class_is_named_with_those_there_are(self):
         found = plan(observed(service=service(classes=("l40",))), NOW)
-        assert found.actions == ()
+        assert found.actions == (EnsureSecrets(),)
         assert said(found, Condition.PLAN_FEASIBLE) == (
             Truth.FALSE,
             Reason.UNKNOWN_CLASS,
@@ -156,14 +157,29 @@ class TestRefusals:
     def test_what_serves_goes_on_while_the_service_is_wrong(self):
         lost = replica(n=0, assigned=False)
         seen = replace(steady(), service=service(classes=("l40",)), replicas=(lost, replica(n=1)))
-        assert plan(seen, NOW).actions == (Assign(lost.name),)
+        assert plan(seen, NOW).actions == (EnsureSecrets(), Assign(lost.name))
 
-    def test_a_live_migration_is_refused(self):
-        found = plan(observed(service=service(migration=MigrationMode.LIVE)), NOW)
-        assert found.actions == ()
-        truth, reason, message = said(found, Condition.MIGRATION_READY)
-        assert (truth, reason) == (Truth.FALSE, Reason.LIVE_MIGRATION_UNAVAILABLE)
-        assert message.startswith("spec.migration.mode: ")
+    @pytest.mark.parametrize(
+        ("mode", "carries", "truth", "reason"),
+        [
+            (MigrationMode.AUTO, (None, None), Truth.TRUE, Reason.TOKEN_LOG),
+            (MigrationMode.AUTO, (True, True), Truth.TRUE, Reason.KV_CARRIED),
+            (MigrationMode.AUTO, (True, None), Truth.TRUE, Reason.KV_CARRIED),
+            (MigrationMode.AUTO, (True, False), Truth.FALSE, Reason.LIVE_MIGRATION_UNAVAILABLE),
+            (MigrationMode.LIVE, (False, False), Truth.FALSE, Reason.LIVE_MIGRATION_UNAVAILABLE),
+            (MigrationMode.RESUME, (False, True), Truth.TRUE, Reason.TOKEN_LOG),
+        ],
+    )
+    def test_streams_leave_with_their_kv_if_engines_say_so_and_nothing_waits_for_it(self, mode, carries, truth, reason):
+        seen = steady()
+        replicas = tuple(
+            replace(each, carries=said_so)
+            for each, said_so in zip(seen.replicas, itertools.cycle(carries), strict=False)
+        )
+        found = plan(replace(seen, service=replace(seen.service, migration=mode), replicas=replicas), NOW)
+        assert said(found, Condition.MIGRATION_READY)[:2] == (truth, reason)
+        assert said(found, Condition.READY)[0] is Truth.TRUE
+        assert found.actions == plan(seen, NOW).actions
 
     def test_no_profile_at_all(self):
         found = plan(observed(profiles=()), NOW)
@@ -530,7 +546,8 @@ class TestPlanMode:
     """spec.mode Plan computes, shows and changes nothing."""
 
     def test_nothing_is_made(self):
-        found = plan(observed(service=service(mode=OperatingMode.PLAN), finalizer=False), NOW)
+        unmade = observed(service=service(mode=OperatingMode.PLAN), finalizer=False, router=RouterState(exists=False))
+        found = plan(unmade, NOW)
         assert found.actions == ()
         assert found.status.proposal.wanted == {SPOT_A: 2}
         assert said(found, Condition.CAPACITY_READY)[:2] == (Truth.UNKNOWN, Reason.PLAN_ONLY)
@@ -538,7 +555,7 @@ class TestPlanMode:
     def test_what_serves_goes_on(self):
         restarted = replica(n=0, assigned=False, phase=ReplicaPhase.STARTING)
         seen = steady(service=service(mode=OperatingMode.PLAN), replicas=(restarted, replica(SPOT_B, 0)))
-        assert plan(seen, NOW).actions == (Assign(restarted.name),)
+        assert plan(seen, NOW).actions == (EnsureSecrets(), Assign(restarted.name))
 
 
 class TestFarewell:
@@ -570,7 +587,7 @@ class TestFarewell:
             pools_of_others=frozenset({shared}),
         )
         assert plan(seen, NOW) == Plan(
-            (DeleteRouter(), DeleteBudgets(), DeleteKey(), DeleteNodePool(mine), ReleaseFinalizer()),
+            (DeleteRouter(), DeleteBudgets(), DeleteSecrets(), DeleteNodePool(mine), ReleaseFinalizer()),
             None,
             (),
             timedelta(seconds=1),

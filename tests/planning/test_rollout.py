@@ -51,7 +51,26 @@ def seen(*replicas: Replica, **more) -> Observed:
         ),
         pytest.param((replica(B, 0), waiting(A, 0)), {A: 1}, (), id="make-before-break"),
         pytest.param(
-            (replica(A, 0), replica(A, 1, phase=ReplicaPhase.DRAINING, running=1)), {A: 1}, (), id="draining-busy"
+            (replica(A, 0), replica(A, 1, phase=ReplicaPhase.DRAINING, running=1)),
+            {A: 1},
+            (DeleteEngine("chat-l4-s-a-1", "chat-l4-s-a-1-uid", "others took its place, and its streams end or move"),),
+            id="draining-busy-on-spot",
+        ),
+        pytest.param(
+            (replica(B, 0), replica(B, 1, phase=ReplicaPhase.DRAINING, running=1)),
+            {B: 1},
+            (
+                DeleteEngine(
+                    "chat-l4-d-b-1",
+                    "chat-l4-d-b-1-uid",
+                    "others took its place, and its streams end or move",
+                    grace=timedelta(minutes=2),
+                ),
+            ),
+            id="draining-busy-on-a-node-that-lasts",
+        ),
+        pytest.param(
+            (waiting(A, 0), replica(A, 1, phase=ReplicaPhase.DRAINING, running=1)), {A: 1}, (), id="draining-unreplaced"
         ),
         pytest.param(
             (replica(A, 0), replica(A, 1, phase=ReplicaPhase.DRAINING)),

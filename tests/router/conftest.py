@@ -24,11 +24,27 @@ class Stage:
 
     router: Running
     replicas: dict[str, Replica]
+    engines: dict[str, StubEngine] = field(default_factory=dict)
+    waiting: dict[str, Replica] = field(default_factory=dict)  # that run, and the router does not see yet
     kept: Followed = field(init=False)
 
     def change(self, name: str, **changes) -> None:
-        self.replicas[name] = replace(self.replicas[name], **changes)
+        self.show({**self.replicas, name: replace(self.replicas[name], **changes)})
+
+    def show(self, replicas: dict[str, Replica]) -> None:
+        self.replicas = dict(replicas)
         self.kept.fleet.replace(FleetView(dict(self.replicas)))
+
+    def admit(self) -> None:
+        """Let the router see the rest."""
+        self.show({**self.replicas, **self.waiting})
+
+    def named(self) -> list[tuple[str, StubEngine]]:
+        return [(name, engine) for name, engine in self.engines.items() if name in self.replicas]
+
+    @staticmethod
+    def replica(name: str, url: str, **fields) -> Replica:
+        return Replica(name, url, **fields)
 
     @property
     def url(self) -> str:
@@ -46,15 +62,18 @@ async def staged(
     queue_limit: int = 256,
     max_running: int = 64,
     key_file: Path | None = None,
+    rest: Sequence[StubEngine] = (),
 ) -> AsyncIterator[Stage]:
-    """Run a router over `engines`, named e0, e1, …"""
+    """Run a router over `engines`, named e0, e1, …; `rest` are shown to it later."""
     async with AsyncExitStack() as stack:
+        shown, engines = len(engines), [*engines, *rest]
         urls = [await stack.enter_async_context(engine.running()) for engine in engines]
         replicas = {
             f"e{n}": Replica(f"e{n}", url, max_running=max_running, resumes_output=engine.resumes_output)
             for n, (url, engine) in enumerate(zip(urls, engines, strict=True))
         }
-        stage = Stage(None, replicas)
+        waiting = {name: replicas.pop(name) for name in list(replicas)[shown:]}
+        stage = Stage(None, replicas, {f"e{n}": engine for n, engine in enumerate(engines)}, waiting)
 
         async def source(kept: Followed, _) -> None:
             stage.kept = kept

@@ -1,6 +1,7 @@
 """An engine without a model: each token is a checksum of all tokens before it, so any lost or doubled token shows.
 
-Speaks vLLM 0.32's generate and render protocol as far as the router uses it, and breaks on request.
+Speaks vLLM 0.32's generate and render protocol as far as the router uses it, medley's endpoints for the KV cache beside
+it, and breaks on request. A stub "computes" what neither its prefix cache nor a ticket covers, and writes down how much.
 """
 
 from __future__ import annotations
@@ -17,10 +18,30 @@ from typing import Any
 from aiohttp import web
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from medley.core.service import MigrationMode
 from medley.wire.assignment import Capability, EnginePhase, EngineReport
+from medley.wire.ticket import (
+    EXPORT_PATH,
+    RELEASE_PATH,
+    RENEW_PATH,
+    STATE_PATH,
+    Exported,
+    ExportRequest,
+    Held,
+    KvState,
+    Pins,
+    ReleaseRequest,
+    RenewRequest,
+    Source,
+    Ticket,
+    history_digest,
+)
 
 MODEL = "stub"
 EOS = 1
+BLOCK = 16
+BYTES_PER_TOKEN = 1024
+MODEL_DIGEST = "0" * 64
 _SPECIAL = ("<s>", "</s>", "<pad>")
 _WORDS = (" the", " quick", " END", "END", " fox", "é", " of", "ing", "\n", "😀", " a", ".", ",", " 12", " lazy dog")
 
@@ -69,6 +90,18 @@ class Fault:
 
 
 @dataclass
+class Running:
+    """One request that runs."""
+
+    tokens: list[int]  # prompt and output so far
+    ends: asyncio.Event = field(default_factory=asyncio.Event)  # exported for good
+
+
+# What stubs of this process have pinned: export id -> the tokens, and the engine.
+PINNED: dict[str, tuple[list[int], StubEngine]] = {}
+
+
+@dataclass
 class StubEngine:
     """One engine. `faults` apply to the next calls in order; then all is well."""
 
@@ -79,6 +112,22 @@ class StubEngine:
     key: str | None = None
     max_model_len: int = 4096
     defaults: dict[str, Any] = field(default_factory=dict)  # the model's own sampling parameters
+    numerics: str | None = None  # None: without the plugin; else equal ones exchange KV
+    # export: status-500, hang, no-end (the ticket comes, the stream goes on), end-only (the reverse), empty, unknown
+    export_faults: deque[str] = field(default_factory=deque)
+    prefill_seconds: float = 0.0  # per token that is computed
+    free_blocks: int = 1000
+    cached: list[list[int]] = field(default_factory=list)
+    computed: dict[str, int] = field(default_factory=dict)  # tokens of prompts, by request id
+    pulled: dict[str, int] = field(default_factory=dict)
+    exported: list[str] = field(default_factory=list)  # request ids, in order
+    running_requests: dict[str, Running] = field(default_factory=dict)
+    adapters: tuple[str, ...] = ()
+    reasons: bool = False  # it has a reasoning parser
+    derender_faults: deque[int] = field(default_factory=deque)  # statuses of the next derender calls
+    derendered: int = 0
+    rendered: int = 0
+    gone: bool = False  # its machine was taken: nothing can be pulled from it
     calls: list[dict[str, Any]] = field(default_factory=list)
     open: int = 0
     vanished: int = 0  # calls that ended because the router left
@@ -88,9 +137,15 @@ class StubEngine:
         app.router.add_post("/inference/v1/generate", self._generate)
         app.router.add_post("/v1/chat/completions/render", self._render_chat)
         app.router.add_post("/v1/completions/render", self._render_completion)
+        app.router.add_post("/v1/chat/completions/derender", self._derender)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/tokenizer.json", self._tokenizer)
         app.router.add_get("/v1/state", self._state)
+        if self.numerics is not None:
+            app.router.add_get(STATE_PATH, self._kv)
+            app.router.add_post(EXPORT_PATH, self._export)
+            app.router.add_post(RENEW_PATH, self._renew)
+            app.router.add_post(RELEASE_PATH, self._release)
         return app
 
     @asynccontextmanager
@@ -111,7 +166,8 @@ class StubEngine:
 
     async def _models(self, request: web.Request) -> web.Response:
         self._check_key(request)
-        return web.json_response({"data": [{"id": MODEL, "max_model_len": self.max_model_len}]})
+        adapters = [{"id": name, "max_model_len": None, "parent": MODEL} for name in self.adapters]
+        return web.json_response({"data": [{"id": MODEL, "max_model_len": self.max_model_len}, *adapters]})
 
     async def _tokenizer(self, _: web.Request) -> web.Response:
         return web.Response(text=TOKENIZER.to_str())
@@ -121,6 +177,103 @@ class StubEngine:
         capabilities = (Capability.RESUME_EXACT.value,) if self.resumes_output else ()
         report = EngineReport(phase=EnginePhase.SERVING, capabilities=capabilities)
         return web.Response(text=report.model_dump_json(), content_type="application/json")
+
+    @property
+    def pinned(self) -> list[str]:
+        """The exports that nobody released yet."""
+        return [export_id for export_id, (_, engine) in PINNED.items() if engine is self]
+
+    async def _kv(self, request: web.Request) -> web.Response:
+        self._check_key(request)
+        return _answer(
+            KvState(
+                mode=MigrationMode.AUTO,
+                capable=True,
+                numerics=str(self.numerics),
+                block_size=BLOCK,
+                bytes_per_token=BYTES_PER_TOKEN,
+                total_blocks=1000,
+                free_blocks=self.free_blocks,
+                exports=len(self.pinned),
+            )
+        )
+
+    async def _export(self, request: web.Request) -> web.Response:
+        self._check_key(request)
+        asked = ExportRequest.model_validate_json(await request.read())
+        fault = self.export_faults.popleft() if self.export_faults else None
+        if fault == "status-500":
+            return web.json_response({"error": "as told"}, status=500)
+        if fault == "hang":
+            await asyncio.sleep(3600)
+        names = list(self.running_requests) if asked.requests is None else asked.requests
+        if fault == "unknown":
+            return _answer(Exported(tickets=(), unknown=tuple(names)))
+        tickets = []
+        for name in names:
+            running = self.running_requests.get(name)
+            if running is None:
+                continue
+            self.exported.append(name)
+            tickets.append(self._ticket(name, running.tokens[:-1] if fault != "empty" else [], asked.lease_s))
+            if not asked.keep_running and fault != "no-end":
+                running.ends.set()
+        if fault == "end-only":
+            await asyncio.sleep(3600)
+        known = {ticket.request_id for ticket in tickets}
+        return _answer(Exported(tickets=tuple(tickets), unknown=tuple(name for name in names if name not in known)))
+
+    def _ticket(self, name: str, tokens: list[int], lease_s: float) -> Ticket:
+        export_id = f"{id(self):x}-{len(self.exported)}"
+        PINNED[export_id] = tokens, self
+        source = Source(host="127.0.0.1", port=1, pp=0, tp=0, layers=("0",), head_lo=0, head_n=1, grant=MODEL_DIGEST)
+        return Ticket(
+            export_id=export_id,
+            request_id=name,
+            valid_tokens=len(tokens),
+            tokens=history_digest(tokens),
+            block_size=BLOCK,
+            blocks=tuple(range(-(-len(tokens) // BLOCK))),
+            dtype="float32",
+            content=BYTES_PER_TOKEN // 4,
+            numerics=MODEL_DIGEST,
+            model=MODEL_DIGEST,
+            lease_s=lease_s,
+            pins=Pins(host="127.0.0.1", port=1),
+            sources=(source,),
+        )
+
+    async def _renew(self, request: web.Request) -> web.Response:
+        self._check_key(request)
+        return self._held(RenewRequest.model_validate_json(await request.read()).exports)
+
+    async def _release(self, request: web.Request) -> web.Response:
+        self._check_key(request)
+        exports = ReleaseRequest.model_validate_json(await request.read()).exports
+        answer = self._held(exports)
+        for export_id in exports:
+            PINNED.pop(export_id, None)
+        return answer
+
+    @staticmethod
+    def _held(exports: Sequence[str]) -> web.Response:
+        there = tuple(each for each in exports if each in PINNED)
+        return _answer(Held(exports=there, unknown=tuple(each for each in exports if each not in PINNED)))
+
+    async def _prefill(self, name: str, tokens: list[int], ticket: dict[str, Any] | None) -> None:
+        """Compute a prompt but for what the prefix cache has and what the ticket, if it holds, brings."""
+        held = max((_common(tokens, each) for each in self.cached), default=0) // BLOCK * BLOCK
+        if ticket is not None:
+            asked = Ticket.model_validate(ticket)
+            pinned = PINNED.get(asked.export_id)
+            fits = history_digest(tokens[: asked.valid_tokens]) == asked.tokens
+            if pinned is not None and not pinned[1].gone and fits and len(tokens) > asked.valid_tokens > held:
+                self.pulled[name] = asked.valid_tokens - held
+                held = asked.valid_tokens
+        self.computed[name] = len(tokens) - min(held, len(tokens) - 1)
+        self.cached.append(tokens)
+        if self.prefill_seconds:
+            await asyncio.sleep(self.prefill_seconds * self.computed[name])
 
     async def _render_chat(self, request: web.Request) -> web.Response:
         self._check_key(request)
@@ -141,6 +294,7 @@ class StubEngine:
     def _rendered(
         self, body: dict[str, Any], prompts: list[list[int]], limit: int | None, *, many: bool
     ) -> web.Response:
+        self.rendered += 1
         if limit is not None and limit > self.max_model_len:
             message = f"max_tokens={limit} cannot be greater than max_model_len={self.max_model_len}."
             error = {"message": message, "type": "BadRequestError", "param": "max_tokens", "code": 400}
@@ -163,11 +317,48 @@ class StubEngine:
                     "token_ids": ids,
                     "sampling_params": sampling | ({} if most == 16 else {"max_tokens": most}),
                     "features": None,
+                    "model": body["model"],
+                    **({"reasoning_parser_kwargs": {"chat_template_kwargs": {}}} if self.reasons else {}),
                     "stream": False,
                     "priority": 0,
                 }
             )
         return web.json_response(answers if many else answers[0])
+
+    async def _derender(self, request: web.Request) -> web.Response:
+        """Read five tokens as reasoning, five as content, the rest as a tool call's arguments; each as its number."""
+        self._check_key(request)
+        if self.derender_faults:
+            return web.json_response({"error": {"message": "as told"}}, status=self.derender_faults.popleft())
+        self.derendered += 1
+        body = await request.json()
+        if not body["stream"]:
+            choice = body["generate_response"]["choices"][0]
+            reasoning, content, arguments = _read(choice["token_ids"])
+            call = {"id": "call-0", "type": "function", "function": {"name": "f", "arguments": arguments}}
+            message = {"role": "assistant", "reasoning": reasoning, "content": content}
+            calls = [call] if arguments else []
+            return web.json_response({"choices": [{"index": 0, "message": {**message, "tool_calls": calls}}]})
+        chunk, state = body["generate_chunk"], body["stream_state"] or {"output_token_ids": [], "ids": []}
+        choice = chunk["choices"][0]
+        tokens = [*state["output_token_ids"], *choice["token_ids"]]
+        before, after = _read(state["output_token_ids"]), _read(tokens)
+        reasoning, content, arguments = (new[len(old) :] for old, new in zip(before, after, strict=True))
+        ids = state["ids"] or ([f"call-{id(self)}"] if arguments else [])
+        call = {"index": 0, "function": {"arguments": arguments}}
+        if arguments and not before[2]:
+            call |= {"id": ids[0], "type": "function", "function": {"name": "f", "arguments": arguments}}
+        delta = {"role": None, "reasoning": reasoning or None, "content": content or None}
+        delta["tool_calls"] = [call] if arguments else []
+        reason = choice["finish_reason"]
+        if reason is not None and after[2]:
+            reason = "tool_calls"
+        return web.json_response(
+            {
+                "chunk": {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]},
+                "stream_state": {"output_token_ids": tokens, "ids": ids},
+            }
+        )
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         self._check_key(request)
@@ -200,6 +391,27 @@ class StubEngine:
         seed = 0 if sampling.get("temperature") == 0 else sampling["seed"]
         count = sampling.get("max_tokens", 16) - len(done)
         tokens = list(continued(body["token_ids"], done, count, seed, outputs_count=outputs_count))
+        name = body.get("request_id", "")
+        running = Running([*body["token_ids"], *done])
+        if self.numerics is not None:
+            await self._prefill(name, list(running.tokens), (body.get("kv_transfer_params") or {}).get("medley"))
+        self.running_requests[name] = running
+        try:
+            await self._steps(request, response, fault, sampling=sampling, tokens=tokens, running=running)
+        finally:
+            if self.running_requests.get(name) is running:
+                del self.running_requests[name]
+
+    async def _steps(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        fault: Fault | None,
+        *,
+        sampling: dict[str, Any],
+        tokens: list[int],
+        running: Running,
+    ) -> None:
         made = 0
         while made < len(tokens):
             step = tokens[made : made + self.together]
@@ -212,7 +424,11 @@ class StubEngine:
             pause = self.pause(made)
             if pause:
                 await asyncio.sleep(pause)
+            if running.ends.is_set():
+                await response.write(self._event([], "abort", {}))
+                break
             made += len(step)
+            running.tokens += step
             await response.write(self._event(step, "length" if made == len(tokens) else None, sampling))
         await response.write(b"data: [DONE]\n\n")
 
@@ -246,6 +462,20 @@ class StubEngine:
         choice = {"index": 0, "finish_reason": reason, "stop_reason": None, "token_ids": tokens, "logprobs": logprobs}
         event = {"request_id": "x", "usage": None, "output_mode": "tokens", "choices": [choice]}
         return b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _read(tokens: Sequence[int]) -> tuple[str, str, str]:
+    spelled = [f" {token}" for token in tokens]
+    return "".join(spelled[:5]), "".join(spelled[5:10]), "".join(spelled[10:])
+
+
+def _answer(message: Any) -> web.Response:
+    return web.Response(text=message.model_dump_json(), content_type="application/json")
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return the length of the common prefix."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _logprob(token: int, top: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from medley.core.workload import Bucket, SizeGrid
 from medley.planning.routing import RoutingTable
-from medley.router.fleet import LONGEST_SUSPENSION_SECONDS, Fleet, FleetView, Limits, Replica
+from medley.router.fleet import LONGEST_SUSPENSION_SECONDS, Fleet, FleetView, Limits, Replica, Wanted
 from medley.router.session import Cause
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -31,14 +31,14 @@ class World:
         self.fleet.replace(FleetView({each.name: each for each in replicas}, self.table))
 
     def open(self, name, tokens=0, remaining=1000, at=None):
-        attempt = self.fleet.open(self.fleet.view.replicas[name], remaining, 1.0)
+        attempt = self.fleet.open(self.fleet.view.replicas[name], Wanted(None, remaining))
         if tokens:
             attempt.received(1, self.now if at is None else at)
             attempt.received(tokens - 1, self.now)
         return attempt
 
-    def place(self, avoid=None):
-        replica = self.fleet.place(None, avoid=avoid)
+    def place(self, avoid=None, keys=()):
+        replica = self.fleet.place(Wanted(None, 100, avoid=avoid, keys=keys))
         return replica and replica.name
 
     def later(self, seconds, lag=0.0):
@@ -89,7 +89,7 @@ def test_shares_decide_the_shape():
     grid = SizeGrid((10,), (10,))
     table = RoutingTable(grid, {Bucket(0, 0): (("l4", 0.25), ("h100", 0.75))})
     world = World(replica("a", shape="l4"), replica("b", shape="h100"), table=table)
-    assert [world.fleet.place(Bucket(0, 0)).name for _ in range(8)].count("b") == 6
+    assert [world.fleet.place(Wanted(Bucket(0, 0), 10)).name for _ in range(8)].count("b") == 6
 
 
 def test_a_replica_that_breaks_is_left_alone_for_longer_each_time_and_then_tried_with_one_request():

@@ -131,6 +131,24 @@ async def test_sampling_is_seeded_and_says_that_a_cut_would_be_approximate(token
     assert 0 <= second < 2**63
 
 
+async def test_token_ids_are_rendered_once_per_set_of_parameters(tokenizer_file):
+    engine = StubEngine(defaults={"presence_penalty": 0.5})
+    async with staged([engine], tokenizer_file) as stage:
+        await until(lambda: stage.kept.fleet.knowledge.longest)
+        answers = [
+            (await stream(stage.url, max_tokens=tokens, prompt=prompt, temperature=temperature))[1]
+            for tokens, prompt, temperature in ((5, [5, 6], 0), (5, [7, 8, 9], 0), (5, [5, 6], 1), (6, [5, 6], 0))
+        ]
+        refused, body = await stream(stage.url, max_tokens=5000)
+        text = await stream(stage.url, max_tokens=5, prompt="the quick")
+    assert engine.rendered == 3 + 2  # the second needs none; what is too long, and text, are the engine's to judge
+    assert [said(each)[1] for each in answers[:2]] == [
+        expected(5, prompt, outputs_count=True)[1] for prompt in ([5, 6], [7, 8, 9])
+    ]
+    assert [call["sampling_params"]["presence_penalty"] for call in engine.calls] == [0.5] * 5
+    assert (refused, body["error"]["param"], text[0].status) == (400, "max_tokens", 200)
+
+
 async def test_choices_are_split_and_seeded_one_by_one(tokenizer_file):
     engines = [StubEngine(faults=deque([Fault("cut", 2)])) for _ in range(2)]
     async with staged(engines, tokenizer_file) as stage:

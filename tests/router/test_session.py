@@ -263,7 +263,7 @@ def test_a_stop_token_ends_the_text_before_itself():
     talk.send(INCAPABLE)
     word = VOCABULARY - 1
     assert talk.send(TokenEvent([word, word], "stop", 9, ())) == Finish(
-        VOCAB.token(word)[0], [word, word], (), "stop", 9
+        VOCAB.token(word)[0], [word, word], (), "stop", 9, ended=True
     )
 
 

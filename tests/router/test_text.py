@@ -48,16 +48,18 @@ def test_a_stop_string_ends_the_text_wherever_events_end(text, stop, include, si
 
 
 def test_the_stop_string_that_ends_first_wins():
-    assert stream(TextRules(stop=("quick fox", "ick"))).push(ids("the quick fox")) == Piece("the qu", 9, "ick")
+    assert stream(TextRules(stop=("quick fox", "ick"))).push(ids("the quick fox")) == Piece(
+        "the qu", 9, "ick", excess=3
+    )
 
 
 def test_tokens_after_the_one_that_completes_a_stop_string_do_not_count():
-    assert stream(TextRules(stop=("b",))).push(ids("abcdef")) == Piece("a", 2, "b")
+    assert stream(TextRules(stop=("b",))).push(ids("abcdef")) == Piece("a", 2, "b", excess=1)
 
 
 def test_a_stop_string_within_the_least_tokens_does_not_count():
     rules = TextRules(stop=("b",), min_tokens=3)
-    assert stream(rules).push(ids("abcdeb")) == Piece("abcde", 6, "b")
+    assert stream(rules).push(ids("abcdeb")) == Piece("abcde", 6, "b", excess=1)
 
 
 def test_only_what_may_begin_a_stop_string_is_held_back():

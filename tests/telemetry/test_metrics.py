@@ -6,6 +6,7 @@ from aiohttp import ClientSession
 from prometheus_client import CollectorRegistry, generate_latest
 
 from medley.core.accelerators import Market
+from medley.core.identity import Role
 from medley.core.notices import Cause, Notice, NoticeSource
 from medley.telemetry.metrics import OperatorMetrics
 from medley.telemetry.serving import served
@@ -16,6 +17,7 @@ def test_names_and_labels():
     metrics.planned("team", "chat", {Market.SPOT: 0.8}, 2.0)
     metrics.counted("team", "chat", desired=2, ready=1, spot=1)
     metrics.refusals.labels("QuotaExceeded").inc()
+    metrics.certified("team", "chat", {Role.ROUTER: datetime(2030, 1, 1, tzinfo=UTC)})
     text = generate_latest(metrics.registry).decode()
     for line in (
         'medley_plan_usd_per_hour{market="spot",namespace="team",service="chat"} 0.8',
@@ -23,6 +25,7 @@ def test_names_and_labels():
         'medley_on_demand_usd_per_hour{namespace="team",service="chat"} 2.0',
         'medley_replicas{namespace="team",service="chat",state="ready"} 1.0',
         'medley_refusals_total{reason="QuotaExceeded"} 1.0',
+        'medley_certificate_expiry_timestamp_seconds{namespace="team",role="router",service="chat"} 1.893456e+09',
         "medley_is_leader 0.0",
     ):
         assert line in text.splitlines()

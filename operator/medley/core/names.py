@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from enum import StrEnum
 
+from medley.core.identity import Role
+
 GROUP = "medley.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -110,6 +112,7 @@ class Reason(StrEnum):
     HEDGED = "Hedged"
     NO_SPOT = "NoSpot"
     TOKEN_LOG = "TokenLog"  # noqa: S105  # the log of tokens that streams are resumed from
+    KV_CARRIED = "KVCarried"
     SERVING = "Serving"
     CAPACITY_THERE = "CapacityThere"
     # Events only.
@@ -139,3 +142,14 @@ def router(service: str) -> str:
 def engine_key(service: str) -> str:
     """Return the name of the Secret that holds a service's engine key (field `key`)."""
     return f"{shortened(service, NAME_LIMIT - len('-engine-key'))}-engine-key"
+
+
+def authorities(service: str) -> str:
+    """Return the name of the Secret with a service's certificate authorities and their keys; the operator's alone."""
+    return f"{shortened(service, NAME_LIMIT - len('-ca'))}-ca"
+
+
+def certificates(service: str, role: Role) -> str:
+    """Return the name of the Secret with the certificate of a role, which that role's pods mount."""
+    suffix = f"-{role}-tls"
+    return f"{shortened(service, NAME_LIMIT - len(suffix))}{suffix}"

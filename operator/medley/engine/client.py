@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
+from pydantic import ValidationError
 
 from medley.core.errors import EngineError
 from medley.engine.samples import Sample, sample_from
+from medley.wire.ticket import EXPORT_PATH, STATE_PATH, ExportRequest, KvState
 
 _ANSWER_S: Final = 5.0  # /health and /metrics; an engine that takes longer is not healthy
+_LAST_LEASE_S: Final = 1.0  # vLLM ends a moment later
 _TOKEN: Final = 0  # every vocabulary has it
 _ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 class EngineClient:
-    """HTTP to vLLM on this pod."""
+    """HTTP to vLLM on this pod: at a port of this machine, or at a socket file where one is given."""
 
-    def __init__(self, host: str, port: int, key: str) -> None:
+    def __init__(self, host: str, port: int, key: str, socket_file: Path | None = None) -> None:
         address = f"[{host}]" if ":" in host else host
+        connector = (
+            aiohttp.TCPConnector(limit=4, force_close=True)  # vLLM comes and goes: no stale connections
+            if socket_file is None
+            else aiohttp.UnixConnector(str(socket_file), limit=4, force_close=True)
+        )
         self._session = aiohttp.ClientSession(
             base_url=f"http://{address}:{port}/",
             headers={"Authorization": f"Bearer {key}"},
-            connector=aiohttp.TCPConnector(limit=4, force_close=True),  # vLLM comes and goes: no stale connections
+            connector=connector,
             trust_env=False,
         )
 
@@ -48,12 +57,37 @@ class EngineClient:
 
     async def sample(self) -> Sample | None:
         """Return vLLM's counters, or None if it has none yet or does not answer."""
+        text = await self.metrics()  # the age of the last sample says that none came
+        return None if text is None else sample_from(text, time.monotonic())
+
+    async def metrics(self) -> str | None:
+        """Return vLLM's metrics as Prometheus reads them, or None if it does not answer."""
         try:
             async with self._session.get("metrics", timeout=aiohttp.ClientTimeout(_ANSWER_S)) as answer:
-                text = await answer.text(errors="replace") if answer.status == 200 else ""  # noqa: PLR2004 - HTTP
+                return await answer.text(errors="replace") if answer.status == 200 else ""  # noqa: PLR2004 - HTTP
         except _ERRORS:
-            return None  # the age of the last sample says so
-        return sample_from(text, time.monotonic())
+            return None
+
+    async def exports(self) -> int | None:
+        """Return how many KV caches are held for other engines; 0 without the plugin, None if vLLM does not answer."""
+        try:
+            async with self._session.get(STATE_PATH[1:], timeout=aiohttp.ClientTimeout(_ANSWER_S)) as answer:
+                text = await answer.text(errors="replace")
+                return KvState.model_validate_json(text).exports if answer.status == 200 else 0  # noqa: PLR2004 - HTTP
+        except (*_ERRORS, ValidationError):
+            return None
+
+    async def end_requests(self) -> None:
+        """Have vLLM end all requests, each after a token that went out; without the plugin, EngineError."""
+        body = ExportRequest(requests=None, keep_running=False, lease_s=_LAST_LEASE_S).model_dump(mode="json")
+        try:
+            async with self._session.post(
+                EXPORT_PATH[1:], json=body, timeout=aiohttp.ClientTimeout(_ANSWER_S)
+            ) as answer:
+                if answer.status != 200:  # noqa: PLR2004 - HTTP
+                    raise EngineError(f"ending vLLM's requests: status {answer.status}")
+        except _ERRORS as error:
+            raise EngineError(f"ending vLLM's requests: {error or type(error).__name__}") from error
 
     async def version(self) -> str:
         """Return vLLM's version; empty if it does not say."""
@@ -63,6 +97,18 @@ class EngineClient:
         except (*_ERRORS, ValueError):
             return ""
         return str(said.get("version", "")) if isinstance(said, dict) else ""
+
+    async def kv_state(self) -> KvState | None:
+        """Return whether vLLM carries KV, as the plugin says; None if it does not say."""
+        try:
+            async with self._session.get(
+                STATE_PATH.removeprefix("/"), timeout=aiohttp.ClientTimeout(_ANSWER_S)
+            ) as answer:
+                if answer.status != 200:  # noqa: PLR2004 - HTTP; 404 without the plugin
+                    return None
+                return KvState.model_validate_json(await answer.read())
+        except (*_ERRORS, ValidationError):
+            return None
 
     async def make_token(self, limit_s: float) -> None:
         """Have vLLM make one token the way routers ask for them; EngineError says why it did not."""

@@ -9,23 +9,27 @@ from pathlib import Path
 from typing import Final
 
 from medley.core.arguments import SUPERVISORS, reserved
+from medley.core.service import MigrationMode
+from medley.engine.entry_point import allowed_plugins
 from medley.engine.guard import KEY_VARIABLE
 from medley.wire.assignment import Assignment
 
 PLUGIN_REPORTS: Final = "MEDLEY_PLUGIN_REPORTS"  # folder: each vLLM process's plugin writes a file there
+MIGRATION: Final = "MEDLEY_MIGRATION"  # a MigrationMode; kv/activation.py reads it
 GUARD: Final = "medley.engine.guard.KeyGuard"
 _SCALE_OUT: Final = "--enable-scale-out"  # /inference/v1/generate and /v1/*/render
 
 
-def argv(assignment: Assignment, host: str, port: int) -> tuple[str, ...]:
-    """Return vLLM's command line for an assignment; its key is not in it."""
+def argv(assignment: Assignment, host: str, port: int, socket_file: Path | None = None) -> tuple[str, ...]:
+    """Return vLLM's command line for an assignment; its key is not in it. `socket_file`: there instead of a port."""
+    where = ("--host", host, "--port", str(port)) if socket_file is None else ("--uds", str(socket_file))
     length = () if assignment.max_model_len is None else ("--max-model-len", str(assignment.max_model_len))
     return (
         # Not `vllm serve`: builds for the CPU under another distribution name break that command.
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", assignment.model),
         *("--served-model-name", assignment.served_model_name),
-        *("--host", host, "--port", str(port)),
+        *where,
         *("--tensor-parallel-size", str(assignment.tensor_parallel)),
         *("--pipeline-parallel-size", str(assignment.pipeline_parallel)),
         *length,
@@ -39,8 +43,13 @@ def argv(assignment: Assignment, host: str, port: int) -> tuple[str, ...]:
 def environment(inherited: Mapping[str, str], key: str, folder: Path) -> dict[str, str]:
     """Return vLLM's environment: ours, the key, and a folder where it finds its plugin and the plugin reports."""
     path = os.pathsep.join(filter(None, (str(folder), inherited.get("PYTHONPATH"))))
-    own = {KEY_VARIABLE: key, PLUGIN_REPORTS: str(folder), "PYTHONPATH": path}
-    return {"VLLM_NO_USAGE_STATS": "1", **inherited, **own}
+    own = {
+        KEY_VARIABLE: key,
+        PLUGIN_REPORTS: str(folder),
+        "PYTHONPATH": path,
+        "VLLM_PLUGINS": allowed_plugins(inherited.get("VLLM_PLUGINS")),
+    }
+    return {"VLLM_NO_USAGE_STATS": "1", MIGRATION: MigrationMode.AUTO.value, **inherited, **own}
 
 
 def refusal(assignment: Assignment) -> str:

@@ -1,7 +1,7 @@
-"""Port 8001: assignment, drain, state. Called by the operator and by people with the service's key.
+"""Port 8001: assignment, drain, state. Called by the operator, and by routers for the state.
 
-Everything that comes in is somebody else's text: checked into wire messages here, refused with the
-field's name.
+With TLS, a certificate of the service is demanded before a word is said: the operator's opens all, a router's the
+state. Everything that comes in is somebody else's text: checked into wire messages here, refused with the field's name.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from pydantic import ValidationError
 
+from medley.core.identity import Role
 from medley.engine.supervisor import AssignmentConflictError, Supervisor, UnusableAssignmentError
+from medley.tls.keyring import Keyring
 from medley.wire.assignment import Assignment, DrainRequest, EngineReport, Message
 
 _BODY_LIMIT: Final = 1 << 20  # bytes
 _M = TypeVar("_M", bound=Message)
 
 
-def control_app(supervisor: Supervisor, key: str) -> web.Application:
-    """Return the application of the control port."""
+def control_app(supervisor: Supervisor, key: str, keyring: Keyring | None = None) -> web.Application:
+    """Return the application of the control port. `keyring`: whose server context it listens with; None: plain HTTP."""
 
     async def put_assignment(request: web.Request) -> web.Response:
         return _answer(supervisor.assign(_parsed(Assignment, await request.read())))
@@ -32,11 +34,23 @@ def control_app(supervisor: Supervisor, key: str) -> web.Application:
     async def get_state(_: web.Request) -> web.Response:
         return _answer(supervisor.report())
 
-    app = web.Application(middlewares=[_refusals, _key_guard(key)], client_max_size=_BODY_LIMIT)
+    guards = [_key_guard(key)] if keyring is None else [_role_guard(keyring), _key_guard(key)]
+    app = web.Application(middlewares=[_refusals, *guards], client_max_size=_BODY_LIMIT)
     app.router.add_put("/v1/assignment", put_assignment)
     app.router.add_post("/v1/drain", post_drain)
     app.router.add_get("/v1/state", get_state)
     return app
+
+
+def _role_guard(keyring: Keyring) -> Middleware:
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        role = keyring.role(None if request.transport is None else request.transport.get_extra_info("peercert"))
+        if role is Role.OPERATOR or (role is Role.ROUTER and request.method == "GET"):
+            return await handler(request)
+        return _refusal(403, "certificate: expected the operator's, or a router's to read, of this service")
+
+    return guard
 
 
 def _key_guard(key: str) -> Middleware:

@@ -30,6 +30,7 @@ class Limits:
     probe_every_s: float = 10.0  # an idle engine makes a token so often
     start_s: float = 3600.0  # from launch to the first token
     grace_s: float = 25.0  # from SIGTERM to our own end
+    cut_s: float = 1.0  # before running requests are cut off: so that each ends after a whole token
     stop_s: float = 3.0  # from SIGTERM to SIGKILL of vLLM
     reserve_s: float = 2.0  # at the end of the grace, for burying vLLM and ending ourselves
     quiet_s: float = 1.0  # nothing running for so long: drained
@@ -80,6 +81,7 @@ class Seen:
     healthy: bool = False  # the last /health was answered with 200
     sample: Sample | None = None  # the last counters of this vLLM process
     probe: Probe | None = None  # of this vLLM process
+    exports: int = 0  # KV caches that other engines may still be pulling
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class State:
     marked_at: float = 0.0  # when it last grew
     busy_at: float = 0.0  # when it last grew or nothing was running
     quiet_at: float | None = None  # Draining: since when nothing runs
+    cut: bool = False  # Draining: vLLM was told to end its requests
     stopping_at: float | None = None  # Draining: when vLLM was told to end
 
 
@@ -110,6 +113,7 @@ class Command(Enum):
     LAUNCH = "start vLLM with the assignment in force"
     FORGET = "drop the process that exited, with its sample and probe"
     ASK = "have vLLM make a token"
+    CUT = "have vLLM end its requests, each after a whole token"
     TERMINATE = "SIGTERM to vLLM"
     KILL = "SIGKILL to vLLM's process group"
     EXIT = "end with status 0"
@@ -214,7 +218,8 @@ def _stalled(state: State, seen: Seen, limits: Limits) -> Step:
 
 def _draining(state: State, seen: Seen, limits: Limits) -> Step:
     if seen.process is None:
-        return _enter(replace(state, quiet_at=None, stopping_at=None), Phase.STOPPED, seen, state.message), Command.HOLD
+        ended = replace(state, quiet_at=None, cut=False, stopping_at=None)
+        return _enter(ended, Phase.STOPPED, seen, state.message), Command.HOLD
     if isinstance(seen.process, Exited):
         return state, Command.FORGET
     if state.stopping_at is not None:
@@ -223,10 +228,15 @@ def _draining(state: State, seen: Seen, limits: Limits) -> Step:
     quiet_at = _quiet_since(state, seen)
     state = replace(state, quiet_at=quiet_at)
     sampled_at = seen.now if seen.sample is None else seen.sample.at
-    drained = not state.served or (quiet_at is not None and sampled_at - quiet_at >= limits.quiet_s)
+    quiet = quiet_at is not None and sampled_at - quiet_at >= limits.quiet_s
+    # Export first, terminate after: a stream that moved may still be pulling what it had here.
+    drained = not state.served or (quiet and seen.exports == 0)
     hopeless = bool(_silence(state, seen, limits))  # waiting for an engine that makes no tokens helps nobody
-    if drained or hopeless or seen.now >= _drain_until(state, seen, limits):
+    until = _drain_until(state, seen, limits)
+    if drained or hopeless or seen.now >= until:
         return replace(state, stopping_at=seen.now), Command.TERMINATE
+    if quiet_at is None and not state.cut and seen.now >= until - limits.cut_s:
+        return replace(state, cut=True), Command.CUT
     return state, Command.HOLD
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from medley.core.errors import InvalidInputError
+from medley.core.identity import TLS_FOLDER_VARIABLE
 from medley.core.names import PORT_CONTROL, PORT_ENGINE, PORT_ENGINE_STATUS
 from medley.engine.policy import Limits
 
@@ -27,6 +28,7 @@ class Settings:
     engine_port: int = PORT_ENGINE
     control_port: int = PORT_CONTROL
     status_port: int = PORT_ENGINE_STATUS
+    tls_folder: Path | None = None  # None: plain HTTP, for one machine
 
     @property
     def engine_host(self) -> str:
@@ -43,6 +45,7 @@ class Settings:
             engine_port=_port(environment, "MEDLEY_ENGINE_PORT", PORT_ENGINE),
             control_port=_port(environment, "MEDLEY_CONTROL_PORT", PORT_CONTROL),
             status_port=_port(environment, "MEDLEY_STATUS_PORT", PORT_ENGINE_STATUS),
+            tls_folder=Path(folder) if (folder := environment.get(TLS_FOLDER_VARIABLE)) else None,
         )
 
 

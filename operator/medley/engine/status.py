@@ -7,7 +7,9 @@ import time
 from typing import Final
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
+from medley.engine.client import EngineClient
 from medley.engine.supervisor import Supervisor
 from medley.engine.tokenizer import FILES, tokenizer_file
 from medley.wire.assignment import EnginePhase, EngineReport
@@ -15,7 +17,7 @@ from medley.wire.assignment import EnginePhase, EngineReport
 _ALIVE_S: Final = 10.0  # a loop that has not turned for so long is stuck
 
 
-def status_app(supervisor: Supervisor) -> web.Application:
+def status_app(supervisor: Supervisor, client: EngineClient) -> web.Application:
     """Return the application of the read-only port."""
 
     async def livez(_: web.Request) -> web.Response:
@@ -47,9 +49,22 @@ def status_app(supervisor: Supervisor) -> web.Application:
     app.router.add_get("/livez", livez)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
+    app.router.add_get("/engine/metrics", _engine_metrics(client))
     for name in FILES:
         app.router.add_get(f"/{name}", tokenizer)
     return app
+
+
+def _engine_metrics(client: EngineClient) -> Handler:
+    """Return the handler that passes on what vLLM itself counts: its own port is closed to scrapers."""
+
+    async def engine_metrics(_: web.Request) -> web.StreamResponse:
+        text = await client.metrics()
+        if text is None:
+            return web.Response(status=503, text="vLLM does not answer\n")
+        return web.Response(text=text, content_type="text/plain")
+
+    return engine_metrics
 
 
 def exposition(report: EngineReport, *, ready: bool) -> str:

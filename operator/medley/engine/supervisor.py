@@ -23,7 +23,7 @@ from medley.engine.policy import Command, Drain, Exited, Probe, Seen, State, is_
 from medley.engine.process import EngineProcess
 from medley.engine.reaper import reap
 from medley.engine.settings import Settings
-from medley.wire.assignment import Assignment, DrainRequest, EnginePhase, EngineReport
+from medley.wire.assignment import Assignment, Capability, DrainRequest, EnginePhase, EngineReport
 
 TICK_S: Final = 0.25
 _LOOK_EVERY_S: Final = 1.0  # health, counters, the volume
@@ -52,10 +52,11 @@ def _log_engine(line: str) -> None:
 class Supervisor:
     """The engine of this pod, and what everybody wants of it."""
 
-    def __init__(self, settings: Settings, client: EngineClient, folder: Path) -> None:
+    def __init__(self, settings: Settings, client: EngineClient, folder: Path, socket_file: Path | None = None) -> None:
         self._settings = settings
         self._client = client
         self._folder = folder
+        self._socket_file = socket_file  # where vLLM listens; None: on its port
         self._state = State(since=time.monotonic())
         self._seen = Seen(now=time.monotonic())
         self._process: EngineProcess | None = None
@@ -189,6 +190,9 @@ class Supervisor:
                 self._seen = replace(self._seen, probe=probe)
                 assert self._process is not None
                 self._begin(f"probe {self._process.pid}", self._ask(self._process, probe))
+            case Command.CUT:
+                assert self._process is not None
+                self._begin(f"cut {self._process.pid}", self._cut())
             case Command.TERMINATE:
                 assert self._process is not None
                 self._process.terminate()
@@ -213,7 +217,9 @@ class Supervisor:
         settings = self._settings
         reports.clear(self._folder)
         self._version, self._capabilities = "", ()
-        argv = command.argv(assignment, settings.bind_host, settings.engine_port)
+        if self._socket_file is not None:
+            self._socket_file.unlink(missing_ok=True)  # of the vLLM before; a new one would not bind
+        argv = command.argv(assignment, settings.bind_host, settings.engine_port, self._socket_file)
         log(f"starting {' '.join(argv)}")
         try:
             self._process = EngineProcess(
@@ -226,7 +232,7 @@ class Supervisor:
         if self._process is not None:
             self._begin(f"close {self._process.pid}", self._process.close())
         self._process = self._stillborn = None
-        self._seen = replace(self._seen, process=None, healthy=False, sample=None, probe=None)
+        self._seen = replace(self._seen, process=None, healthy=False, sample=None, probe=None, exports=0)
 
     async def _look(self) -> None:
         """Ask vLLM how it is; without one, look whether the model is there."""
@@ -239,14 +245,32 @@ class Supervisor:
                     self._woken.set()
             return
         healthy, sample = await asyncio.gather(self._client.is_healthy(), self._client.sample())
+        leaving = self._state.phase is EnginePhase.DRAINING
+        exports = await self._client.exports() if leaving else 0
         if healthy and not self._version:
             self._version = await self._client.version()
-            self._capabilities = reports.capabilities(self._folder)
+            self._capabilities = (*reports.capabilities(self._folder), *await self._carrying())
             if complaints := reports.complaints(self._folder):
                 log(f"plugin: {complaints}")
         if self._process is process:  # else the answers are of another one
-            self._seen = replace(self._seen, healthy=healthy, sample=sample or self._seen.sample)
+            # An answer that did not come leaves what was known: it is not zero.
+            known = self._seen.exports if exports is None else exports
+            self._seen = replace(self._seen, healthy=healthy, sample=sample or self._seen.sample, exports=known)
             self._woken.set()
+
+    async def _cut(self) -> None:
+        try:
+            await self._client.end_requests()
+        except EngineError as error:
+            log(f"{error}; they end with vLLM")
+
+    async def _carrying(self) -> tuple[Capability, ...]:
+        """Ask vLLM whether it carries KV; say why it does not."""
+        state = await self._client.kv_state()
+        if state is None or state.capable:
+            return () if state is None else (Capability.CARRY_KV,)
+        log(f"plugin: KV is not carried: {state.reason}")
+        return ()
 
     async def _ask(self, process: EngineProcess, probe: Probe) -> None:
         served = self._state.served

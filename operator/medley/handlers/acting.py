@@ -10,15 +10,18 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import assert_never
 
 from medley.api import convert
 from medley.cloud.nodepools import node_pool
 from medley.core import names
 from medley.core.errors import EngineError, ObjectGoneError, UnknownClassError
+from medley.core.identity import Role
 from medley.core.names import Reason
 from medley.handlers.observing import View
 from medley.handlers.supervisors import Supervisors
+from medley.handlers.trusting import ensure_trust
 from medley.kube.api import BUDGET, LLM_SERVICE, NODE_POOL, POD, SECRET, Api, Kind
 from medley.kube.apply import ensured
 from medley.kube.engine_pod import engine_pod
@@ -30,15 +33,15 @@ from medley.planning.actions import (
     Assign,
     DeleteBudgets,
     DeleteEngine,
-    DeleteKey,
     DeleteNodePool,
     DeleteRouter,
+    DeleteSecrets,
     DrainEngine,
     EnsureBudgets,
     EnsureFinalizer,
-    EnsureKey,
     EnsureNodePool,
     EnsureRouter,
+    EnsureSecrets,
     LaunchEngine,
     ReleaseFinalizer,
 )
@@ -58,7 +61,9 @@ class Refused:
     message: str
 
 
-async def act(api: Api, supervisors: Supervisors, view: View, actions: Iterable[Action]) -> tuple[Refused, ...]:
+async def act(
+    api: Api, supervisors: Supervisors, view: View, actions: Iterable[Action], now: datetime
+) -> tuple[Refused, ...]:
     """Carry out the actions in order; what speaks with supervisors goes on side by side."""
     refused: list[Refused] = []
     talks: list[Assign | DrainEngine] = []
@@ -68,7 +73,7 @@ async def act(api: Api, supervisors: Supervisors, view: View, actions: Iterable[
                 talks.append(action)
             case _:
                 try:
-                    await _done(api, view, action)
+                    await _done(api, supervisors, view, action, now)
                 except RefusedError as error:
                     refused.append(Refused(_reason(error), str(error)))
                     logger.warning("%s/%s: %s", *_key(view), error)
@@ -76,13 +81,16 @@ async def act(api: Api, supervisors: Supervisors, view: View, actions: Iterable[
     return tuple(refused)
 
 
-async def _done(api: Api, view: View, action: Action) -> None:  # noqa: C901, PLR0912  # one case per kind of action
+async def _done(  # noqa: C901, PLR0912  # one case per kind of action
+    api: Api, supervisors: Supervisors, view: View, action: Action, now: datetime
+) -> None:
     namespace, name = _key(view)
     match action:
         case EnsureFinalizer():
             await _hold(api, view)
-        case EnsureKey():
+        case EnsureSecrets():
             await _ensure_key(api, view)
+            await ensure_trust(api, view.item, view.trust, now)
         case EnsureNodePool(pool):
             await _ensure_pool(api, view, pool)
         case EnsureRouter():
@@ -93,10 +101,8 @@ async def _done(api: Api, view: View, action: Action) -> None:  # noqa: C901, PL
                 await ensured(api, BUDGET, budget, namespace)
         case LaunchEngine():
             await _launch(api, view, action)
-        case DeleteEngine(replica, uid, why, force):
-            logger.info("%s/%s: deleting %s: %s", namespace, name, replica, why)
-            grace = FORCED_GRACE_SECONDS if force else None
-            await api.delete(POD, replica, namespace, uid=uid, grace_seconds=grace)
+        case DeleteEngine() as deletion:
+            await _delete(api, supervisors, view, deletion, now)
         case DeleteRouter():
             # The Deployment first: its pods serve their last streams with the rights they have.
             for kind, manifest in reversed(router_objects(view.item, view.images)):
@@ -104,8 +110,10 @@ async def _done(api: Api, view: View, action: Action) -> None:  # noqa: C901, PL
         case DeleteBudgets():
             for budget in budgets(view.item, 0):
                 await _deleted(api, BUDGET, budget, view)
-        case DeleteKey():
-            await api.delete(SECRET, names.engine_key(name), namespace)
+        case DeleteSecrets():
+            certificates = (names.certificates(name, role) for role in Role)
+            for secret in (names.engine_key(name), names.authorities(name), *certificates):
+                await api.delete(SECRET, secret, namespace)
         case DeleteNodePool(pool):
             await api.delete(NODE_POOL, names.node_pool(pool.accelerator_class, pool.market))
         case ReleaseFinalizer():
@@ -165,17 +173,31 @@ async def _launch(api: Api, view: View, action: LaunchEngine) -> None:
         logger.info("%s/%s: %s is there already", *_key(view), action.name)
 
 
+async def _delete(api: Api, supervisors: Supervisors, view: View, deletion: DeleteEngine, now: datetime) -> None:
+    (namespace, name), replica, grace = _key(view), deletion.replica, deletion.grace
+    logger.info("%s/%s: deleting %s: %s", namespace, name, replica, deletion.why)
+    address = view.addresses.get(replica)
+    if grace is not None and address is not None and view.credentials is not None:
+        # It knows the grace of its manifest alone; with this one it ends its last streams before the kubelet does.
+        try:
+            await supervisors.drain(address, view.credentials, DrainRequest(deadline=now + grace))
+        except EngineError as error:
+            logger.warning("%s/%s: %s", namespace, name, error)
+    seconds = FORCED_GRACE_SECONDS if deletion.force else None if grace is None else round(grace.total_seconds())
+    await api.delete(POD, replica, namespace, uid=deletion.uid, grace_seconds=seconds)
+
+
 async def _told(supervisors: Supervisors, view: View, action: Assign | DrainEngine) -> Refused | None:
     address = view.addresses.get(action.replica)
-    if address is None or view.key is None:
+    if address is None or view.credentials is None:
         return None  # it cannot be reached yet; the pass after it can will do it
     try:
         match action:
             case Assign(replica):
-                await supervisors.assign(address, view.key, view.assignments[replica])
+                await supervisors.assign(address, view.credentials, view.assignments[replica])
             case DrainEngine(replica, why):
                 logger.info("%s/%s: draining %s: %s", *_key(view), replica, why)
-                await supervisors.drain(address, view.key, DrainRequest())
+                await supervisors.drain(address, view.credentials, DrainRequest())
             case _:
                 assert_never(action)
     except EngineError as error:

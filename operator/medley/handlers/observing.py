@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -21,11 +22,12 @@ from medley.cloud import notices
 from medley.core import names
 from medley.core.accelerators import OfferingKey
 from medley.core.errors import InvalidInputError
+from medley.core.identity import Role
 from medley.core.notices import Notice
 from medley.core.profiles import Profile
 from medley.core.service import WorkloadSource
 from medley.handlers.routers import Routers
-from medley.handlers.supervisors import Supervisors
+from medley.handlers.supervisors import Credentials, Supervisors
 from medley.kube import observe
 from medley.kube.api import Api
 from medley.kube.engine_pod import ANNOTATION_ASSIGNMENT, PodRequest, template_hash
@@ -33,9 +35,13 @@ from medley.kube.manifests import KEY_FIELD, Images
 from medley.kube.observe import Sight
 from medley.kube.replicas import address, offering_of, replica
 from medley.kube.status import read_market, shape_of, standing
+from medley.kube.trust_secrets import TrustSecrets, files_of
 from medley.planning.fleet import Neighbour, Observed, PoolKey, Replica, RouterState
 from medley.planning.throughput import most_trusted
+from medley.tls.keyring import client_context
 from medley.wire.assignment import EngineReport
+
+logger = logging.getLogger(__name__)
 
 Json = Mapping[str, Any]
 
@@ -50,6 +56,8 @@ class View:
     profiles: tuple[Profile, ...]
     images: Images
     key: str | None  # of the engines; None: not made yet
+    trust: TrustSecrets
+    credentials: Credentials | None  # to speak with supervisors; None: not made yet
     addresses: Mapping[str, str]  # of supervisors that can be reached, by replica
     assignments: Mapping[str, str]  # what each replica's pod carries
     status: Json  # of the service, as it is
@@ -73,9 +81,10 @@ async def view(
     by_name = {each.metadata.name: each for each in classes}
     engine_key = _engine_key(sight.key)
     addresses = {pod["metadata"]["name"]: where for pod in sight.engine_pods if (where := address(pod)) is not None}
+    credentials = _credentials(engine_key, sight.trust)
     listened = item.spec.workload.source is WorkloadSource.OBSERVED
     reports, ledger = await asyncio.gather(
-        supervisors.reports(addresses if engine_key else {}, engine_key or ""),
+        supervisors.reports(addresses, credentials),
         routers.listen(key, _router_addresses(sight) if listened else {}, now),
     )
     coming = _coming(sight)
@@ -107,6 +116,8 @@ async def view(
         profiles=profiles,
         images=images,
         key=engine_key,
+        trust=sight.trust,
+        credentials=credentials,
         addresses=addresses,
         assignments={pod["metadata"]["name"]: _assignment(pod) for pod in sight.engine_pods},
         status=sight.service.get("status") or {},
@@ -297,6 +308,18 @@ def _engine_key(secret: Json | None) -> str | None:
         field = f"Secret {secret['metadata']['name']}"
         raise InvalidInputError(field, f"has no field {KEY_FIELD}; delete it, and medley makes another")
     return base64.b64decode(encoded).decode()
+
+
+def _credentials(key: str | None, trust: TrustSecrets) -> Credentials | None:
+    """Return by what this operator is known; None without a key or a legible certificate: this pass makes them."""
+    try:
+        files = files_of(trust.of.get(Role.OPERATOR))
+        if key is None or files is None:
+            return None
+        return Credentials(key, client_context(files.authorities, files.pair.certificate, files.pair.private_key))
+    except InvalidInputError as error:
+        logger.warning("the operator's certificate: %s", error)
+        return None
 
 
 def _assignment(pod: Json) -> str:

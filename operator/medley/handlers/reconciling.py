@@ -23,6 +23,7 @@ from medley.handlers.observing import View
 from medley.handlers.routers import Routers
 from medley.handlers.supervisors import Supervisors
 from medley.kube import status as statuses
+from medley.kube import trust_secrets
 from medley.kube.api import Api
 from medley.kube.events import EventPost
 from medley.kube.manifests import Images
@@ -82,7 +83,7 @@ class Reconciler:
             return None
         # In a thread: the solver may take seconds, and the Lease is renewed on this loop.
         decided = await asyncio.to_thread(plan, view.observed, now)
-        refused = await act(self.api, self.supervisors, view, decided.actions)
+        refused = await act(self.api, self.supervisors, view, decided.actions, now)
         await self._write_down(view, decided, refused, now)
         self._measure(view, decided)
         return None if decided.requeue_after is None else max(decided.requeue_after.total_seconds(), 0.1)
@@ -109,6 +110,9 @@ class Reconciler:
 
     def _measure(self, view: View, decided: Plan) -> None:
         self.metrics.noticed(view.observed.notices)
+        certificates = trust_secrets.read(view.trust, view.item).trust.certificates
+        ends = {each.role: each.expires for each in certificates}
+        self.metrics.certified(view.item.metadata.namespace, view.item.metadata.name, ends)
         status, service = decided.status, view.observed.service
         if status is None:
             return

@@ -15,19 +15,24 @@ from medley.api import convert
 from medley.api.acceleratorclass import AcceleratorClass
 from medley.api.llmservice import LLMService
 from medley.core import names
-from medley.core.accelerators import ExistingNodes, Market, OfferingKey
+from medley.core.accelerators import ExistingNodes, OfferingKey
+from medley.core.grace import grace
+from medley.core.identity import TLS_FOLDER_VARIABLE, Role
 from medley.kube.apply import digest
 from medley.kube.manifests import (
     CONTAINER_SECURITY,
     KEY_FIELD,
     KEY_FOLDER,
     POD_SECURITY,
+    TLS_FOLDER,
     Images,
     environment,
     key_mount,
     key_volume,
     merged,
     metadata,
+    tls_mount,
+    tls_volume,
 )
 from medley.wire.assignment import Assignment
 
@@ -40,9 +45,6 @@ PACKAGE_FOLDER = "/medley"
 CACHE_FOLDER = "/cache"
 GENERATION = 1  # a pod's assignment never changes: re-laying replicas over pods will count up from here
 DEFAULT_MAX_RUNNING = 64
-
-# What the shortest reclaim notice leaves an ordinary pod, less a margin; on-demand nodes go when they are empty.
-GRACE_SECONDS = {Market.SPOT: 25, Market.ON_DEMAND: 600, Market.RESERVED: 600}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,19 +119,20 @@ def _assignment(request: PodRequest, name: str) -> Assignment:
 
 def _spec(request: PodRequest) -> Json:
     item, offering = request.item, request.offering
-    grace = GRACE_SECONDS[offering.market]
+    nodes = convert.accelerator_class(request.accelerator_class).nodes
+    seconds = round(grace(offering.market, nodes).total_seconds())
     runtime_class = request.accelerator_class.spec.engine.runtime_class_name
     pull_secrets = [{"name": each.name} for each in item.spec.engine.image_pull_secrets]
     ours: Json = {
         "restartPolicy": "Always",
-        "terminationGracePeriodSeconds": grace,
+        "terminationGracePeriodSeconds": seconds,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": POD_SECURITY,
         "affinity": _affinity(request),
         "tolerations": _tolerations(request),
         "initContainers": [_init_container(request)],
-        "containers": [_container(request, grace)],
+        "containers": [_container(request, seconds)],
         "volumes": _volumes(item),
         **({"runtimeClassName": runtime_class} if runtime_class else {}),
         **({"imagePullSecrets": pull_secrets} if pull_secrets else {}),
@@ -170,7 +173,7 @@ def _init_container(request: PodRequest) -> Json:
     }
 
 
-def _container(request: PodRequest, grace: int) -> Json:
+def _container(request: PodRequest, grace_seconds: int) -> Json:
     item = request.item
     resources = item.spec.engine.resources.model_dump(by_alias=True, mode="json")
     gpus = {request.accelerator_class.spec.gpu.resource_name: str(request.offering.shape.gpus)}
@@ -185,7 +188,9 @@ def _container(request: PodRequest, grace: int) -> Json:
             {
                 "PYTHONPATH": PACKAGE_FOLDER,
                 "MEDLEY_KEY_FILE": f"{KEY_FOLDER}/{KEY_FIELD}",
-                "MEDLEY_GRACE": str(grace),
+                TLS_FOLDER_VARIABLE: TLS_FOLDER,
+                "MEDLEY_MIGRATION": item.spec.migration.mode.value,
+                "MEDLEY_GRACE": str(grace_seconds),
             },
         )
         + _token(item),
@@ -214,6 +219,7 @@ def _container(request: PodRequest, grace: int) -> Json:
         "volumeMounts": [
             {"name": "medley", "mountPath": PACKAGE_FOLDER, "readOnly": True},
             key_mount(),
+            tls_mount(),
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  # an emptyDir of the pod's own
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
             {"name": "cache", "mountPath": CACHE_FOLDER},
@@ -239,6 +245,7 @@ def _volumes(item: LLMService) -> list[Json]:
     volumes: list[Json] = [
         {"name": "medley", "emptyDir": {}},
         key_volume(item),
+        tls_volume(item, Role.ENGINE),
         {"name": "tmp", "emptyDir": {}},
         {"name": "shm", "emptyDir": {"medium": "Memory"}},  # NCCL and vLLM's own processes talk through it
         {"name": "cache", "emptyDir": {}},

@@ -13,6 +13,7 @@ from typing import Any
 from medley.api.llmservice import LLMService
 from medley.api.pods import EnvVar
 from medley.core import names
+from medley.core.identity import Role
 from medley.kube.api import LLM_SERVICE
 
 Json = dict[str, Any]
@@ -21,6 +22,8 @@ Json = dict[str, Any]
 USER_ID = 65532
 KEY_FOLDER = "/var/run/medley/key"
 KEY_FIELD = "key"
+TLS_FOLDER = "/var/run/medley/tls"
+_TLS_MODE = 0o440  # by the group of the pod, which the kubelet gives the files
 
 POD_SECURITY: Json = {
     "runAsNonRoot": True,
@@ -127,6 +130,17 @@ def key_volume(item: LLMService) -> Json:
 def key_mount() -> Json:
     """Return where the key is mounted; its file is `KEY_FOLDER/key`."""
     return {"name": "engine-key", "mountPath": KEY_FOLDER, "readOnly": True}
+
+
+def tls_volume(item: LLMService, role: Role) -> Json:
+    """Return the volume with the certificate of a role; its files change while the pod runs."""
+    secret = {"secretName": names.certificates(item.metadata.name, role), "defaultMode": _TLS_MODE}
+    return {"name": "tls", "secret": secret}
+
+
+def tls_mount() -> Json:
+    """Return where the certificate is mounted; no `subPath`, under which changes would not come through."""
+    return {"name": "tls", "mountPath": TLS_FOLDER, "readOnly": True}
 
 
 def _named(items: Sequence[Any]) -> bool:

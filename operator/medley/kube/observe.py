@@ -12,6 +12,7 @@ from typing import Any
 
 from medley.core import names
 from medley.core.errors import ObjectGoneError
+from medley.core.identity import Role
 from medley.kube.api import (
     ACCELERATOR_CLASS,
     DEPLOYMENT,
@@ -26,6 +27,7 @@ from medley.kube.api import (
     Api,
     Kind,
 )
+from medley.kube.trust_secrets import TrustSecrets
 
 Json = Mapping[str, Any]
 
@@ -47,6 +49,7 @@ class Sight:
     node_pools: Sequence[Json]
     interruptions: Sequence[Json]  # Events
     key: Json | None  # the Secret
+    trust: TrustSecrets
     others: Sequence[Json]  # other LLMServices
     pods_of_others: Sequence[Json]  # their engine pods
 
@@ -67,8 +70,10 @@ async def look(api: Api, namespace: str, name: str) -> Sight | None:
         _listed(api, LLM_SERVICE),
         _listed(api, POD, labels=engine),
     )
-    router, key = await asyncio.gather(
-        api.get(DEPLOYMENT, names.router(name), namespace), api.get(SECRET, names.engine_key(name), namespace)
+    router, key, trust = await asyncio.gather(
+        api.get(DEPLOYMENT, names.router(name), namespace),
+        api.get(SECRET, names.engine_key(name), namespace),
+        _trust(api, namespace, name),
     )
     engines = [pod for pod in pods if _label(pod, names.LABEL_COMPONENT) == names.Component.ENGINE]
     hosts = sorted({node for pod in engines if (node := pod.get("spec", {}).get("nodeName"))})
@@ -86,6 +91,7 @@ async def look(api: Api, namespace: str, name: str) -> Sight | None:
         node_pools=pools,
         interruptions=interruptions,
         key=key,
+        trust=trust,
         others=[each for each in others if each["metadata"]["uid"] != uid],
         pods_of_others=[
             pod
@@ -93,6 +99,12 @@ async def look(api: Api, namespace: str, name: str) -> Sight | None:
             if (pod["metadata"]["namespace"], _label(pod, names.LABEL_SERVICE)) != (namespace, name)
         ],
     )
+
+
+async def _trust(api: Api, namespace: str, name: str) -> TrustSecrets:
+    wanted = (names.authorities(name), *(names.certificates(name, role) for role in Role))
+    authorities, *certificates = await asyncio.gather(*(api.get(SECRET, each, namespace) for each in wanted))
+    return TrustSecrets(authorities, dict(zip(Role, certificates, strict=True)))
 
 
 async def told_about(api: Api, pod: Json) -> str:

@@ -33,8 +33,9 @@ OPERATOR_CLUSTER_RULES: tuple[Rule, ...] = (
     # Engine pods are bare: made and deleted one by one, never changed.
     Rule("", ("pods",), ("get", "list", "watch", "create", "delete")),
     Rule("", ("nodes",), ("get", "list", "watch")),
-    # The engine key: made once, never overwritten, read to speak to supervisors.
-    Rule("", ("secrets",), ("get", "create", "delete")),
+    # The engine key: made once, never overwritten. Authorities and certificates: renewed, by `update`, so that two
+    # operators never mix theirs.
+    Rule("", ("secrets",), ("get", "create", "update", "delete")),
     Rule("", ("services", "serviceaccounts"), ("get", "create", "patch", "delete")),
     # Read: Karpenter's SpotInterrupted and why a pod waits. Written: what people see of a service.
     Rule("", ("events",), ("list", "watch", "create", "patch")),

@@ -13,7 +13,7 @@ from medley.kube.readiness import probed_ready
 from medley.kube.status import read_market, shape_of
 from medley.planning.conditions import PULL_FAILED, UNSCHEDULABLE
 from medley.planning.fleet import Replica, ReplicaPhase
-from medley.wire.assignment import EnginePhase, EngineReport
+from medley.wire.assignment import Capability, EnginePhase, EngineReport
 
 Json = Mapping[str, Any]
 
@@ -73,6 +73,7 @@ def replica(
         outdated=template is not None and meta["labels"].get(names.LABEL_TEMPLATE_HASH) != template,
         leaving="deletionTimestamp" in meta,
         assigned=report is None or report.generation >= GENERATION,
+        carries=Capability.CARRY_KV in report.capabilities if report and phase is ReplicaPhase.SERVING else None,
         running=report.running + report.waiting if report else 0,
         unschedulable_since=since if waits else None,
         reason=reason,

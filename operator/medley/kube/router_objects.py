@@ -11,6 +11,7 @@ from typing import Any
 
 from medley.api.llmservice import LLMService
 from medley.core import names, units
+from medley.core.identity import TLS_FOLDER_VARIABLE, Role
 from medley.kube.api import (
     BUDGET,
     CLUSTER_ROLE_BINDING,
@@ -26,12 +27,15 @@ from medley.kube.manifests import (
     KEY_FIELD,
     KEY_FOLDER,
     POD_SECURITY,
+    TLS_FOLDER,
     Images,
     key_mount,
     key_volume,
     labels,
     metadata,
     selector,
+    tls_mount,
+    tls_volume,
 )
 from medley.kube.rbac import ROUTER_NODES_ROLE, ROUTER_ROLE
 
@@ -41,6 +45,8 @@ Json = dict[str, Any]
 GRACE_MARGIN_SECONDS = 15
 # Every node's proxy learns of a leaving router a moment after it: until then clients still come, and are served.
 LINGER_SECONDS = 5
+# A new router answers at once, and knows engines and tokenizer a moment later.
+MIN_READY_SECONDS = 10
 DEFAULT_REQUESTS = {"cpu": "100m", "memory": "128Mi"}
 # How the clouds mark a spot node. An absent label is not spot.
 NOT_SPOT = (
@@ -140,6 +146,8 @@ def _deployment(item: LLMService, images: Images) -> Json:
         "spec": {
             "replicas": item.spec.router.replicas,
             "selector": {"matchLabels": chosen},
+            # One after another: the next begins when this one has had time to see its engines.
+            "minReadySeconds": MIN_READY_SECONDS,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": {
                 "metadata": {"labels": labels(item, names.Component.ROUTER)},
@@ -180,6 +188,7 @@ def _router_pod(item: LLMService, images: Images, chosen: dict[str, str]) -> Jso
                     {"name": "MEDLEY_NAMESPACE", "value": item.metadata.namespace},
                     {"name": "MEDLEY_SERVICE", "value": item.metadata.name},
                     {"name": "MEDLEY_KEY_FILE", "value": f"{KEY_FOLDER}/{KEY_FIELD}"},
+                    {"name": TLS_FOLDER_VARIABLE, "value": TLS_FOLDER},
                     {"name": "MEDLEY_GRACE", "value": str(grace)},
                 ],
                 "ports": [{"name": "http", "containerPort": names.PORT_ROUTER, "protocol": "TCP"}],
@@ -194,10 +203,10 @@ def _router_pod(item: LLMService, images: Images, chosen: dict[str, str]) -> Jso
                 "lifecycle": {"preStop": {"sleep": {"seconds": LINGER_SECONDS}}},
                 "resources": _resources(item),
                 "securityContext": CONTAINER_SECURITY,
-                "volumeMounts": [key_mount(), {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
+                "volumeMounts": [key_mount(), tls_mount(), {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
             }
         ],
-        "volumes": [key_volume(item), {"name": "tmp", "emptyDir": {}}],
+        "volumes": [key_volume(item), tls_volume(item, Role.ROUTER), {"name": "tmp", "emptyDir": {}}],
     }
 
 

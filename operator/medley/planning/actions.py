@@ -6,6 +6,7 @@ Each may be done twice without harm: a pass that died half-way is repeated whole
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from medley.core.accelerators import OfferingKey
 from medley.planning.fleet import PoolKey
@@ -17,8 +18,8 @@ class EnsureFinalizer:
 
 
 @dataclass(frozen=True, slots=True)
-class EnsureKey:
-    """Have the Secret with the engine key; an existing key stays."""
+class EnsureSecrets:
+    """Have the Secrets by which the service's processes know each other: the engine key, authorities, certificates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,16 @@ class DrainEngine:
 
 @dataclass(frozen=True, slots=True)
 class DeleteEngine:
-    """Delete an engine pod; `force`: its node cannot confirm the end any more."""
+    """Delete an engine pod; `force`: its node cannot confirm the end any more.
+
+    `grace`: what its streams get to end or move, None: the pod's own.
+    """
 
     replica: str
     uid: str
     why: str
     force: bool = False
+    grace: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +89,8 @@ class DeleteBudgets:
 
 
 @dataclass(frozen=True, slots=True)
-class DeleteKey:
-    """Remove the Secret with the engine key."""
+class DeleteSecrets:
+    """Remove the engine key, the authorities and the certificates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,7 @@ class ReleaseFinalizer:
 
 Action = (
     EnsureFinalizer
-    | EnsureKey
+    | EnsureSecrets
     | EnsureNodePool
     | EnsureRouter
     | EnsureBudgets
@@ -112,7 +117,7 @@ Action = (
     | DeleteEngine
     | DeleteRouter
     | DeleteBudgets
-    | DeleteKey
+    | DeleteSecrets
     | DeleteNodePool
     | ReleaseFinalizer
 )

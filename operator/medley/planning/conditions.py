@@ -267,18 +267,24 @@ def _hedged(proposal: Proposal) -> Verdict:
 
 
 def _migration(observed: Observed) -> Verdict:
+    """Say whether streams leave with their KV cache. It gates nothing: without it they leave all the same."""
     kind = Condition.MIGRATION_READY
-    if observed.service.migration is MigrationMode.LIVE:
-        return Verdict(kind, Truth.FALSE, Reason.LIVE_MIGRATION_UNAVAILABLE, LIVE_MESSAGE)
+    wanted = observed.service.migration is not MigrationMode.RESUME
+    said = [each for each in observed.replicas if each.carries is not None and not each.leaving]
+    without = [each for each in said if not each.carries]
+    if wanted and without:
+        message = (
+            f"Streams of {_names(without)} are resumed from the routers' token logs: their engines do not carry KV "
+            "caches, and say why in GET /medley/v1/kv and in their logs"
+        )
+        return Verdict(kind, Truth.FALSE, Reason.LIVE_MIGRATION_UNAVAILABLE, message)
+    if wanted and said:
+        return Verdict(kind, Truth.TRUE, Reason.KV_CARRIED, "Streams leave with their KV cache")
     return Verdict(kind, Truth.TRUE, Reason.TOKEN_LOG, "Streams are resumed from the routers' token logs")
-
-
-LIVE_MESSAGE = "spec.migration.mode: Live needs engines that move their KV cache, which this version has not; set Auto"
 
 
 def _ready(observed: Observed, first: Iterable[Verdict]) -> Verdict:
     gates = (
-        Condition.MIGRATION_READY,
         Condition.PROFILES_READY,
         Condition.PLAN_FEASIBLE,
         Condition.CAPACITY_READY,

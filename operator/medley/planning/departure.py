@@ -1,7 +1,7 @@
-"""What becomes of one stream when its replica has to go: it ends in time, or it moves.
+"""What may become of one stream when its replica has to go, and how long it may stay.
 
-The router asks for every stream of a leaving replica, again and again until the stream is gone, so each answer holds
-for the moment only. `Carry` (pulling the KV cache) will be one more member of `Departure`.
+`carrying` chooses for all streams of a replica together; the router asks again and again until they are gone, so each
+answer holds for the moment only.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ RESERVE = timedelta(seconds=5)
 RESERVED_FRACTION = 0.3  # of the time left when the notice came, if that is more
 # Measured time per token grows when other streams arrive; a stream that only just ends in time is moved.
 CAUTION = 1.25
+# Of the time left, what transfers may be planned into: one that the deadline cuts off was in vain.
+TRUSTED_FRACTION = 0.8
+
+NONE = timedelta(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,27 +26,45 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
-class Reprefill:
-    """Stop here after `wait`, then send prompt + committed tokens to another replica. Zero: at once.
+class Carry:
+    """Its KV cache moves to `target`: copied from `copy_after` on while the stream flows, cut off at `cut_after`.
 
-    Until then the replica goes on making tokens; they are the client's whatever happens.
+    Until the cut the replica goes on making tokens; they are the client's whatever happens. Times are from now.
     """
 
-    wait: timedelta
+    target: str
+    copy_after: timedelta
+    cut_after: timedelta
 
 
-Departure = Finish | Reprefill
+@dataclass(frozen=True, slots=True)
+class Refill:
+    """Cut off at `cut_after`, then prompt + committed tokens are computed again on `target`."""
+
+    target: str
+    cut_after: timedelta
 
 
-def departure(
-    *, remaining_tokens: int, per_token: timedelta | None, left: timedelta, notice_time: timedelta
-) -> Departure:
-    """Choose for one stream.
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """There is no room elsewhere now, and it is better off here than waiting. Once the replica is gone, it resumes."""
+
+
+Departure = Finish | Carry | Refill | Stay
+
+
+def ends_in_time(*, remaining_tokens: int, per_token: timedelta | None, left: timedelta) -> bool:
+    """Whether a stream surely ends before the deadline.
 
     `remaining_tokens` is the most it may still make, `per_token` the measured time per token (None: nothing measured
-    yet), `left` the time until the deadline, `notice_time` how much of it there was when the notice came.
+    yet, and unknown is not fast), `left` the time until the deadline.
     """
-    if per_token is not None and left > timedelta(0) and remaining_tokens * per_token * CAUTION <= left:
-        return Finish()
-    reserve = max(RESERVE, notice_time * RESERVED_FRACTION)
-    return Reprefill(max(left - reserve, timedelta(0)))
+    return per_token is not None and left > NONE and remaining_tokens * per_token * CAUTION <= left
+
+
+def latest_cut(*, left: timedelta, notice_time: timedelta) -> timedelta:
+    """Return how long streams may stay: SpotServe's just-in-time arrangement, less a reserve (never negative).
+
+    `notice_time` is how much time there was when the notice came.
+    """
+    return max(left - max(RESERVE, notice_time * RESERVED_FRACTION), NONE)

@@ -45,6 +45,7 @@ class Replica:
     outdated: bool = False  # made from another manifest than the service asks for now
     leaving: bool = False  # being deleted
     assigned: bool = False  # its supervisor has the assignment that the pod carries
+    carries: bool | None = None  # whether its engine carries KV caches to others; None: it has not said
     running: int = 0  # requests in it, running or queued; meaningful while its supervisor answers
     unschedulable_since: datetime | None = None
     reason: str = ""  # of what it waits for or failed with: ErrImagePull, Unschedulable

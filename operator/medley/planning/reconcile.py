@@ -20,25 +20,25 @@ from datetime import datetime, timedelta
 from medley.core.accelerators import AcceleratorClass, KarpenterNodes, OfferingKey
 from medley.core.errors import InvalidInputError, SolverError, UnknownClassError
 from medley.core.names import Condition, Reason
-from medley.core.service import MigrationMode, OperatingMode
+from medley.core.service import OperatingMode
 from medley.planning import conditions, rollout
 from medley.planning.actions import (
     Action,
     Assign,
     DeleteBudgets,
     DeleteEngine,
-    DeleteKey,
     DeleteNodePool,
     DeleteRouter,
+    DeleteSecrets,
     EnsureBudgets,
     EnsureFinalizer,
-    EnsureKey,
     EnsureNodePool,
     EnsureRouter,
+    EnsureSecrets,
     LaunchEngine,
     ReleaseFinalizer,
 )
-from medley.planning.conditions import LIVE_MESSAGE, Refusal
+from medley.planning.conditions import Refusal
 from medley.planning.fleet import ConditionState, Observed, PoolKey, Truth, Unavailable
 from medley.planning.proposal import UNSCHEDULABLE_LIMIT, Proposal, propose
 from medley.planning.rollout import counted, serves
@@ -96,8 +96,6 @@ def plan(observed: Observed, now: datetime) -> Plan:
 
 
 def _decided(observed: Observed, now: datetime) -> Proposal | Refusal:
-    if observed.service.migration is MigrationMode.LIVE:
-        return Refusal(Condition.MIGRATION_READY, Reason.LIVE_MIGRATION_UNAVAILABLE, LIVE_MESSAGE)
     try:
         return propose(observed, now)
     except UnknownClassError as error:
@@ -115,8 +113,13 @@ def _refused(observed: Observed, refusal: Refusal, now: datetime) -> Plan:
 
 
 def _kept_going(observed: Observed, now: datetime) -> tuple[Action, ...]:
-    """Return what keeps serving what serves, and changes nothing: supervisors that restarted get their assignment."""
-    return tuple(action for action in rollout.changes(observed, {}, now) if isinstance(action, Assign))
+    """Return what keeps serving what serves: certificates that do not end, assignments for supervisors that restarted.
+
+    It changes nothing that a person would see.
+    """
+    assignments = tuple(action for action in rollout.changes(observed, {}, now) if isinstance(action, Assign))
+    serving = bool(observed.replicas) or observed.router.exists
+    return (EnsureSecrets(), *assignments) if serving else assignments
 
 
 def _carried_out(observed: Observed, proposal: Proposal, now: datetime) -> Plan:
@@ -133,7 +136,7 @@ def _carried_out(observed: Observed, proposal: Proposal, now: datetime) -> Plan:
         pools = sorted({_pool(key) for key, count in proposal.wanted.items() if count})
         made = {each.name for each in observed.classes if _made_by_karpenter(each)}
         actions += (
-            EnsureKey(),
+            EnsureSecrets(),
             *(EnsureNodePool(pool) for pool in pools if pool.accelerator_class in made),
             EnsureRouter(),
             # One engine may be evicted at a time, and the last one only once another serves.
@@ -175,7 +178,7 @@ def _farewell(observed: Observed) -> Plan:
     unused = sorted(observed.pools - observed.pools_of_others)
     return Plan(
         # Again, since the routers' objects besides the Deployment may be left from a pass that died.
-        (DeleteRouter(), DeleteBudgets(), DeleteKey(), *map(DeleteNodePool, unused), ReleaseFinalizer()),
+        (DeleteRouter(), DeleteBudgets(), DeleteSecrets(), *map(DeleteNodePool, unused), ReleaseFinalizer()),
         None,
         (),
         RESYNC_FAREWELL,

@@ -4,7 +4,8 @@ Called by `reconcile.plan`. The order of the rules is the policy:
 
 * Replicas that leave, stall, drain or ended do not count: what they served is launched again at once.
 * What serves nobody yet (no node, or still loading) is deleted at once where it is not wanted; what serves is drained
-  only while everything wanted serves without it, and deleted when it is empty: make before break.
+  only while everything wanted serves without it: make before break. It is deleted when it is empty, or while everything
+  wanted serves: routers then see its deadline, and move the streams that would not end before it.
 * A replica made from an old manifest is replaced one at a time, the new one first. Where no second node is to be had,
   the old one goes first, unless it is the last that serves.
 """
@@ -25,6 +26,9 @@ from medley.planning.fleet import Observed, Replica, ReplicaPhase
 LOST_NODE_GRACE = timedelta(seconds=30)
 # An engine that cannot start is tried again after this, in case what it lacked (a model, a Secret) is there now.
 FAILED_RETRY = timedelta(minutes=5)
+# Of an engine whose place others took, and whose node would last: a stream that ends in this time need not move, and a
+# roll-out of many engines does not wait for the longest stream of each. Nodes on spot give less.
+MOVING_GRACE = timedelta(minutes=2)
 
 _MARKET_LETTER: Mapping[Market, str] = {Market.SPOT: "s", Market.ON_DEMAND: "d", Market.RESERVED: "r"}
 _COUNTED = frozenset({ReplicaPhase.WAITING, ReplicaPhase.STARTING, ReplicaPhase.SERVING, ReplicaPhase.FAILED})
@@ -171,16 +175,21 @@ def _burials(
         if replica.node in lost and observed.loses(replica):
             burials.append(DeleteEngine(replica.name, replica.uid, "its node is gone", force=True))
         elif why and not replica.leaving:
-            burials.append(DeleteEngine(replica.name, replica.uid, why))
+            burials.append(DeleteEngine(replica.name, replica.uid, why, grace=_grace(replica)))
     return tuple(burials)
+
+
+def _grace(replica: Replica) -> timedelta | None:
+    moves = replica.phase is ReplicaPhase.DRAINING and replica.running > 0
+    return MOVING_GRACE if moves and replica.offering.market is not Market.SPOT else None
 
 
 def _why_buried(replica: Replica, observed: Observed, now: datetime, *, replaced: bool) -> str:
     match replica.phase:
         case ReplicaPhase.ENDED:
             return "it ended"
-        case ReplicaPhase.DRAINING if replica.running == 0:
-            return "it is drained"
+        case ReplicaPhase.DRAINING if replica.running == 0 or replaced:
+            return "others took its place, and its streams end or move" if replica.running else "it is drained"
         case ReplicaPhase.STALLED if replaced:
             return "it makes no tokens and others took its place"
         case ReplicaPhase.FAILED if replica.outdated or _to_be_retried(replica, observed, now):

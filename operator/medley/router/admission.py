@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from medley.core.workload import Bucket
-from medley.router.fleet import Attempt, Fleet
+from medley.router.attempt import Attempt
+from medley.router.fleet import Fleet, Wanted
 
 _RATE_WINDOW_SECONDS = 30.0
 _LONGEST_RETRY_SECONDS = 60
@@ -21,10 +21,7 @@ _LONGEST_RETRY_SECONDS = 60
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    bucket: Bucket | None
-    remaining_tokens: int
-    patience: float
-    avoid: str | None
+    wanted: Wanted
     turn: asyncio.Future[Attempt]
 
 
@@ -57,12 +54,10 @@ class Admission:
         seconds = len(self._new) / rate if rate > 0 else _LONGEST_RETRY_SECONDS
         return min(max(math.ceil(seconds), 1), _LONGEST_RETRY_SECONDS)
 
-    async def place(
-        self, bucket: Bucket | None, remaining_tokens: int, *, resuming: bool, patience: float, avoid: str | None
-    ) -> Attempt:
+    async def place(self, wanted: Wanted, *, resuming: bool) -> Attempt:
         """Wait for a replica with room and count an attempt there. Cancelling leaves nothing behind."""
         turn: asyncio.Future[Attempt] = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(bucket, remaining_tokens, patience, avoid, turn)
+        waiting = _Waiting(wanted, turn)
         queue = self._resuming if resuming else self._new
         queue.append(waiting)
         self.serve()
@@ -85,13 +80,13 @@ class Admission:
                 waiting = queue.popleft()
                 if waiting.turn.done():
                     continue
-                replica = self._fleet.place(waiting.bucket, avoid=waiting.avoid)
+                replica = self._fleet.place(waiting.wanted)
                 if replica is None:
                     still.append(waiting)
                     if not any(each.has_room for each in self._fleet.candidates()):
                         break  # for nobody
                     continue
-                waiting.turn.set_result(self._fleet.open(replica, waiting.remaining_tokens, waiting.patience))
+                waiting.turn.set_result(self._fleet.open(replica, waiting.wanted))
                 if queue is self._new:
                     self._admitted.append(self._clock())
             queue.extendleft(reversed(still))

@@ -12,6 +12,7 @@ from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from medley.router.openai_api import Endpoint, RequestError
+from medley.router.parsing import Read
 from medley.router.session import Deliver, Finish
 from medley.router.text import Vocabulary
 from medley.wire.generate import TokenLogprob
@@ -141,6 +142,19 @@ class StreamFormat:
             content = b',"delta":{}'
         return b"".join((self._start, b"%d" % index, content, rest, end))
 
+    def read_chunk(self, index: int, read: Read, usage: Usage | None = None) -> bytes:
+        """Return the chunk for what an engine's parsers read; empty if there is nothing to show."""
+        if not read.delta and not read.logprobs and read.finish is None:
+            return b""
+        logprobs = None
+        if self._logprobs is not None and read.logprobs:
+            logprobs = self._logprobs.json(read.logprobs, 0)
+        choice: dict[str, Any] = {"delta": read.delta, "logprobs": logprobs, "finish_reason": read.finish_reason}
+        if read.finish is not None:
+            choice["stop_reason"] = read.finish.stop_reason
+        end = self._end if usage is None else f'}}],"usage":{json.dumps(usage.json())}}}\n\n'.encode()
+        return b"".join((self._start, b"%d" % index, b",", json.dumps(choice)[1:-1].encode(), end))
+
     def usage(self, usage: Usage) -> bytes:
         """Return the last chunk of a stream with `include_usage`."""
         return self._bare + f',"choices":[],"usage":{json.dumps(usage.json())}}}\n\n'.encode()
@@ -155,12 +169,17 @@ class StreamFormat:
 class WholeChoice:
     """One choice of an answer that is given whole."""
 
+    parts: list[Deliver | Finish] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish | None = None
+    # As an engine's parsers read it; None: its text is all there is.
+    message: dict[str, Any] | None = None
+    finish_reason: str | None = None
 
     def add(self, part: Deliver | Finish) -> None:
         """Take in what was delivered."""
+        self.parts.append(part)
         self.text.append(part.text)
         self.logprobs += part.logprobs
         if isinstance(part, Finish):
@@ -184,16 +203,13 @@ def whole_answer(
 def _choice(endpoint: Endpoint, index: int, choice: WholeChoice, logprobs: LogprobFormat | None) -> dict[str, Any]:
     assert choice.finish is not None
     text = "".join(choice.text)
-    said: dict[str, Any] = (
-        {"message": {"role": "assistant", "content": text, "refusal": None}}
-        if endpoint is Endpoint.CHAT
-        else {"text": text}
-    )
+    message = choice.message or {"role": "assistant", "content": text}
+    said: dict[str, Any] = {"message": {**message, "refusal": None}} if endpoint is Endpoint.CHAT else {"text": text}
     return {
         "index": index,
         **said,
         "logprobs": None if logprobs is None else logprobs.json(choice.logprobs, 0),
-        "finish_reason": choice.finish.finish_reason,
+        "finish_reason": choice.finish_reason or choice.finish.finish_reason,
         "stop_reason": choice.finish.stop_reason,
     }
 

@@ -6,15 +6,17 @@ Called by `server`, one task per choice. What is decided is decided in `session`
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from medley.core.workload import Bucket
 from medley.router.admission import Admission
+from medley.router.attempt import Attempt, Handover, History
 from medley.router.engine_client import EngineClient
-from medley.router.fleet import Attempt, Fleet
+from medley.router.fleet import Fleet, Wanted
 from medley.router.metrics import RouterMetrics
+from medley.router.prefixes import Keys
 from medley.router.session import (
     Abandon,
     Broken,
@@ -27,7 +29,7 @@ from medley.router.session import (
     Placed,
     Seek,
 )
-from medley.wire.generate import EngineFault, TokenEvent
+from medley.wire.generate import FINISHED_BY_ABORT, EngineFault, TokenEvent
 
 # Silence that turned out to be slowness must not repeat for ever: each makes the request twice as patient.
 _MOST_PATIENCE = 64.0
@@ -38,7 +40,7 @@ class Carriage:
     """One choice on its way."""
 
     bucket: Bucket | None
-    max_tokens: int
+    history: History  # its committed tokens are the conversation's own
     arrived: float  # event loop time, like all times here
     deadline: float
     deliver: Callable[[Deliver | Finish], None]  # does not block: the client's pace is the server's business
@@ -47,6 +49,20 @@ class Carriage:
     broken_by: Cause | None = None  # of the attempt before, until a token follows
     avoid: str | None = None  # the replica that broke last
     patience: float = 1.0
+    keys: Keys = ()  # of its prompt, in the prefix index
+    per_minute: float = 0.0  # requests of its class
+    handover: Handover | None = None  # of the attempt before, until its successor has made a token
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that it may still make."""
+        return self.history.choice.rendered.max_tokens - self.delivered
+
+    def arrive(self) -> None:
+        """Let the pins of the hand-over go."""
+        if self.handover is not None:
+            self.handover.arrived.set()
+            self.handover = None
 
 
 class Carrier:
@@ -71,13 +87,7 @@ class Carrier:
             async with asyncio.timeout_at(carriage.deadline) as scope:
                 command = next(conversation)
                 while isinstance(command, Seek):
-                    attempt = await self._admission.place(
-                        carriage.bucket,
-                        carriage.max_tokens - carriage.delivered,
-                        resuming=command.resuming,
-                        patience=carriage.patience,
-                        avoid=carriage.avoid,
-                    )
+                    attempt = await self._place(carriage, command)
                     command = await self._attempt(conversation, carriage, attempt)
         except TimeoutError:
             if not scope.expired():
@@ -85,8 +95,29 @@ class Carrier:
             return Abandon(EngineFault(504, "the request's deadline passed before it was complete", None))
         finally:
             conversation.close()
+            carriage.arrive()
         assert isinstance(command, Finish | Abandon)
         return command
+
+    async def _place(self, carriage: Carriage, seek: Seek) -> Attempt:
+        """Take the place that was chosen for a stream that moves; otherwise wait for one."""
+        wanted = Wanted(
+            carriage.bucket,
+            carriage.remaining,
+            carriage.patience,
+            carriage.avoid,
+            carriage.keys,
+            carriage.per_minute,
+            carriage.history.choice.adapter,
+        )
+        attempt = None
+        if carriage.handover is not None:
+            attempt = self._fleet.open_at(carriage.handover.target, wanted)
+        if attempt is None:
+            attempt = await self._admission.place(wanted, resuming=seek.resuming)
+        attempt.history = carriage.history
+        attempt.ticket = None if carriage.handover is None else carriage.handover.ticket
+        return attempt
 
     async def _attempt(
         self, conversation: Generator[Command, Event, None], carriage: Carriage, attempt: Attempt
@@ -94,8 +125,10 @@ class Carrier:
         """Run one attempt and return what the conversation wants after it."""
         cause: Cause | None = None
         try:
-            command = conversation.send(Placed(attempt.replica.resumes_output))
+            resumes_output = self._fleet.knowledge.takes_outputs(attempt.replica)
+            command = conversation.send(Placed(resumes_output, attempt.ticket))
             assert isinstance(command, Issue)
+            attempt.ticket = command.call.ticket  # it may be of no use
             self._note_issue(carriage, attempt, command)
             try:
                 async with asyncio.timeout(None) as attempt.scope:
@@ -110,9 +143,21 @@ class Carrier:
             if isinstance(command, Seek):
                 cause = event.cause if isinstance(event, Broken) else Cause.ENGINE_ERROR
                 self._note_break(carriage, attempt, cause)
+            elif isinstance(command, Finish):
+                self._note_finish(carriage, attempt)
         finally:
             self._fleet.close(attempt, cause)
+            carriage.arrive()  # if it has not: this attempt broke before its first token
+        if isinstance(command, Seek):
+            await self._take_over(carriage, attempt)
         return command
+
+    async def _take_over(self, carriage: Carriage, attempt: Attempt) -> None:
+        """Learn where a stream goes on that left its replica on purpose."""
+        if attempt.move is not None and attempt.move.handed is not None:
+            carriage.handover = await attempt.move.handed
+        elif attempt.cause is Cause.NOTICE and attempt.way is not None:
+            carriage.handover = Handover(attempt.way.target, None, asyncio.Event())
 
     async def _read(
         self, conversation: Generator[Command, Event, None], carriage: Carriage, attempt: Attempt, issue: Issue
@@ -120,12 +165,12 @@ class Carrier:
         """Feed the engine's events to the conversation until it wants something else than to deliver."""
         async with aclosing(self._engines.generate(attempt.replica.url, issue.call)) as blocks:
             async for events in blocks:
-                for event in events:
+                for event in _unmerged(events, attempt):
                     if isinstance(event, TokenEvent) and event.token_ids:
                         self._note_tokens(attempt, len(event.token_ids))
                     command = conversation.send(event)
                     if isinstance(command, Deliver | Finish):
-                        self._note_delivery(carriage, len(command.token_ids))
+                        self._note_delivery(carriage, attempt, len(command.token_ids))
                         carriage.deliver(command)
                     if not isinstance(command, Deliver):
                         return command, event
@@ -143,12 +188,29 @@ class Carrier:
         if cause is Cause.SILENCE:
             carriage.patience = min(carriage.patience * 2, _MOST_PATIENCE)
 
-    def _note_tokens(self, attempt: Attempt, tokens: int) -> None:
-        if attempt.first_token is None:
-            self._fleet.made_token(attempt.replica)
-        attempt.received(tokens, self._clock())
+    def _note_finish(self, carriage: Carriage, attempt: Attempt) -> None:
+        name = attempt.replica.name
+        if name in self._fleet.leaving:
+            self._metrics.departed("finished")
+        else:  # the next turn of a conversation begins with this one
+            self._fleet.prefixes.add(name, carriage.history.keys())
 
-    def _note_delivery(self, carriage: Carriage, tokens: int) -> None:
+    def _note_tokens(self, attempt: Attempt, tokens: int) -> None:
+        first = attempt.first_token is None
+        self._fleet.received(attempt, tokens)
+        if first:
+            self._fleet.made_token(attempt.replica)
+            self._fleet.knowledge.prefilled(attempt)
+
+    def _note_pause(self, carriage: Carriage, attempt: Attempt, seconds: float) -> None:
+        if carriage.broken_by is not Cause.NOTICE:
+            self._metrics.paused("broken", seconds)
+        elif attempt.ticket is None:
+            self._metrics.paused("refilled", seconds)
+        else:
+            self._metrics.paused("carried", seconds)
+
+    def _note_delivery(self, carriage: Carriage, attempt: Attempt, tokens: int) -> None:
         if not tokens:
             return
         now = self._clock()
@@ -156,10 +218,26 @@ class Carrier:
             self._metrics.ttft.observe(now - carriage.arrived)
         else:
             gap = now - carriage.last_delivery
-            self._metrics.itl.observe(gap)
+            self._metrics.deliveries.gap(gap)
             if carriage.broken_by is not None:
-                self._metrics.pause.observe(gap)
+                self._note_pause(carriage, attempt, gap)
+        if carriage.broken_by is Cause.NOTICE:
+            self._metrics.departed("refilled" if attempt.ticket is None else "carried")
         carriage.broken_by = None
+        carriage.arrive()
         carriage.last_delivery = now
         carriage.delivered += tokens
-        self._metrics.tokens.inc(tokens)
+        self._metrics.deliveries.tokens += tokens
+
+
+def _unmerged(
+    events: Sequence[TokenEvent | EngineFault | Broken], attempt: Attempt
+) -> Iterator[TokenEvent | EngineFault | Broken]:
+    """Tell an end that was asked for from others: its last tokens count, and it is no fault of the engine's."""
+    for event in events:
+        if isinstance(event, TokenEvent) and event.finish_reason == FINISHED_BY_ABORT and attempt.cut:
+            if event.token_ids:
+                yield event._replace(finish_reason=None)
+            yield Broken(Cause.NOTICE, accepted=True)
+        else:
+            yield event

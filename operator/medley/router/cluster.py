@@ -53,8 +53,9 @@ class _Seen:
 
 
 def tokenizer_url(engine_url: str) -> str:
-    """Return where the supervisor beside an engine gives the tokenizer."""
-    return f"{_at_port(engine_url, names.PORT_ENGINE_STATUS)}/tokenizer.json"
+    """Return where the supervisor beside an engine gives the tokenizer: the open port, which has no TLS."""
+    host = engine_url.partition("://")[2].rpartition(":")[0]
+    return f"http://{host}:{names.PORT_ENGINE_STATUS}/tokenizer.json"
 
 
 def view_of(
@@ -63,9 +64,14 @@ def view_of(
     table: RoutingTable | None,
     capabilities: Mapping[str, frozenset[str]],
     now: datetime,
+    *,
+    scheme: str = "http",
 ) -> FleetView:
-    """Return the fleet that these objects show. `nodes` by name; None: not listed yet, so none is known to be gone."""
-    replicas = (_replica(pod, nodes, capabilities, now) for pod in pods)
+    """Return the fleet that these objects show. `nodes` by name; None: not listed yet, so none is known to be gone.
+
+    `scheme`: of the engines' URLs.
+    """
+    replicas = (_replica(pod, nodes, capabilities, now, scheme) for pod in pods)
     return FleetView({each.name: each for each in replicas if each is not None}, table)
 
 
@@ -74,6 +80,7 @@ def _replica(
     nodes: Mapping[str, Mapping[str, Any]] | None,
     capabilities: Mapping[str, frozenset[str]],
     now: datetime,
+    scheme: str,
 ) -> Replica | None:
     meta, status = pod["metadata"], pod.get("status", {})
     address, node_name = status.get("podIP"), pod.get("spec", {}).get("nodeName")
@@ -93,7 +100,7 @@ def _replica(
     host = f"[{address}]" if ":" in address else address
     return Replica(
         name=meta["name"],
-        url=f"http://{host}:{names.PORT_ENGINE}",
+        url=f"{scheme}://{host}:{names.PORT_ENGINE}",
         shape=meta.get("labels", {}).get(names.LABEL_SHAPE, ""),
         max_running=_max_running(meta.get("annotations", {}).get(names.ANNOTATION_MAX_RUNNING)),
         ready=probed_ready(pod),
@@ -136,7 +143,8 @@ async def follow(
         if seen.pods is None:
             return
         nodes = None if seen.nodes is None else {key.name: node for key, node in seen.nodes.items()}
-        view = view_of(seen.pods.values(), nodes, seen.table, seen.capabilities, datetime.now(UTC))
+        now = datetime.now(UTC)
+        view = view_of(seen.pods.values(), nodes, seen.table, seen.capabilities, now, scheme=engines.scheme)
         if view != fleet.view:
             fleet.replace(view)
 
@@ -207,14 +215,10 @@ async def _learn_capabilities(seen: _Seen, engines: EngineClient, refresh: Calla
                 continue
             host = f"[{address}]" if ":" in address else address
             try:
-                text = await engines.text(f"http://{host}:{names.PORT_CONTROL}/v1/state")
+                text = await engines.text(f"{engines.scheme}://{host}:{names.PORT_CONTROL}/v1/state")
                 seen.capabilities[uid] = frozenset(EngineReport.model_validate_json(text).capabilities)
             except (EngineError, ValidationError) as error:
                 logger.debug("asking %s for its capabilities: %s", pod["metadata"]["name"], error)
                 continue
             refresh()
         await asyncio.sleep(_CAPABILITY_RETRY_SECONDS)
-
-
-def _at_port(url: str, port: int) -> str:
-    return f"{url.rsplit(':', 1)[0]}:{port}"

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
+from pydantic import ValidationError
 
 from medley.core.errors import EngineError, InvalidInputError
+from medley.core.identity import Role, dns_name
 from medley.router.openai_api import Endpoint
 from medley.router.session import Broken, Cause
+from medley.tls.keyring import Keyring
+from medley.wire.assignment import Message
 from medley.wire.generate import (
+    DERENDER_CHAT_PATH,
     GENERATE_PATH,
     MODELS_PATH,
     RENDER_CHAT_PATH,
@@ -25,15 +31,33 @@ from medley.wire.generate import (
     GenerateCall,
     Rendered,
     TokenEvent,
+    merged,
     parse_event,
     parse_fault,
     parse_rendered,
 )
+from medley.wire.ticket import (
+    EXPORT_PATH,
+    RELEASE_PATH,
+    RENEW_PATH,
+    STATE_PATH,
+    Exported,
+    ExportRequest,
+    Held,
+    KvState,
+    ReleaseRequest,
+    RenewRequest,
+    Ticket,
+)
+
+_Answer = TypeVar("_Answer", bound=Message)
 
 CONNECT_SECONDS = 3.0  # a machine that is gone does not refuse, it says nothing
 PROBE_SECONDS = 5.0
+EXPORT_SECONDS = 5.0
 RENDER_SECONDS = 30.0
 _OK = 200
+_NOT_FOUND = 404
 _SERVER_ERROR = 500
 _READ_BUFFER_BYTES = 2**16
 
@@ -55,12 +79,28 @@ def key_file(path: Path | None) -> Callable[[], str | None]:
     return read
 
 
-class EngineClient:
-    """Talks to engines over one connection pool."""
+class Served(NamedTuple):
+    """A name that an engine serves."""
 
-    def __init__(self, session: aiohttp.ClientSession, key: Callable[[], str | None]) -> None:
+    name: str
+    longest: int  # tokens of a sequence; 0: not said
+    is_adapter: bool  # a LoRA adapter of the model
+
+
+class EngineClient:
+    """Talks to engines over one connection pool; with a keyring, by mutual TLS."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, key: Callable[[], str | None], keyring: Keyring | None = None
+    ) -> None:
         self._session = session
         self._key = key
+        self._keyring = keyring
+
+    @property
+    def scheme(self) -> str:
+        """How URLs of engines begin, of all ports but the open one."""
+        return "http" if self._keyring is None else "https"
 
     async def generate(self, url: str, call: GenerateCall) -> AsyncGenerator[list[TokenEvent | EngineFault | Broken]]:
         """Yield the events of a call as they come, those that came together in one list; the last may be `Broken`.
@@ -70,10 +110,10 @@ class EngineClient:
         accepted = False
         splitter = EventSplitter()
         try:
-            async with self._session.post(
+            async with self._request(
+                "POST",
                 url + GENERATE_PATH,
                 data=call.body(),
-                headers=self._headers(),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
                 read_bufsize=_READ_BUFFER_BYTES,
             ) as response:
@@ -84,7 +124,7 @@ class EngineClient:
                 async for block in response.content.iter_any():
                     events = [event for data in splitter.feed(block) if (event := parse_event(data)) is not None]
                     if events:
-                        yield [*events]
+                        yield [*(merged(events) if len(events) > 1 else events)]
         except aiohttp.ClientConnectorError:
             yield [Broken(Cause.UNREACHABLE, accepted=False)]
         except aiohttp.ConnectionTimeoutError:
@@ -103,28 +143,88 @@ class EngineClient:
         path = RENDER_CHAT_PATH if endpoint is Endpoint.CHAT else RENDER_COMPLETION_PATH
         timeout = aiohttp.ClientTimeout(total=RENDER_SECONDS, sock_connect=CONNECT_SECONDS)
         try:
-            async with self._session.post(
-                url + path, data=json.dumps(body).encode(), headers=self._headers(), timeout=timeout
-            ) as response:
+            async with self._request("POST", url + path, data=json.dumps(body).encode(), timeout=timeout) as response:
                 answer = await response.read()
                 if response.status != _OK:
                     fault = parse_fault(response.status, answer)
-                    if fault.code >= _SERVER_ERROR or fault.code in {401, 403, 404, 429}:
-                        return Broken(Cause.ENGINE_ERROR, accepted=True)
-                    return fault
+                    return Broken(Cause.ENGINE_ERROR, accepted=True) if _is_the_engines(fault.code) else fault
             rendered = json.loads(answer)
             return tuple(parse_rendered(each) for each in (rendered if isinstance(rendered, list) else [rendered]))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
             return Broken(Cause.UNREACHABLE, accepted=False)
-        except (*_CONNECTION_ERRORS, ValueError):
+        except (*_CONNECTION_ERRORS, ValueError, RecursionError):
             return Broken(Cause.CONNECTION, accepted=True)
 
-    async def models(self, url: str) -> dict[str, int]:
-        """Return the names an engine serves and their longest sequence; `EngineError` if it does not answer."""
+    async def derender(self, url: str, body: Mapping[str, Any]) -> dict[str, Any] | EngineFault | Broken:
+        """Have an engine's parsers read what was made: reasoning, content, tool calls."""
+        try:
+            status, answer = await self._ask(
+                "POST", url + DERENDER_CHAT_PATH, RENDER_SECONDS, json.dumps(body).encode()
+            )
+            if status != _OK:
+                fault = parse_fault(status, answer)
+                return Broken(Cause.ENGINE_ERROR, accepted=True) if _is_the_engines(fault.code) else fault
+            read = json.loads(answer)
+        except (EngineError, ValueError):
+            return Broken(Cause.CONNECTION, accepted=True)
+        return read if isinstance(read, dict) else Broken(Cause.ENGINE_ERROR, accepted=True)
+
+    async def run(self, url: str, call: GenerateCall) -> None:
+        """Let an engine work through a call whose tokens nobody wants; `EngineError` if it ends otherwise."""
+        async with aclosing(self.generate(url, call)) as blocks:
+            async for events in blocks:
+                for event in events:
+                    match event:
+                        case TokenEvent(finish_reason=None):
+                            pass
+                        case TokenEvent(finish_reason=("stop" | "length")):
+                            return
+                        case _:
+                            raise EngineError(f"running {call.request_id} at {url}: {event}")
+
+    async def kv_state(self, url: str) -> KvState | None:
+        """Return what an engine says of its KV cache; None if it has not the plugin. `EngineError` if it is silent."""
+        status, body = await self._ask("GET", url + STATE_PATH, PROBE_SECONDS)
+        if status == _NOT_FOUND:
+            return None
+        return _parsed(KvState, status, body, url + STATE_PATH)
+
+    async def export(self, url: str, request_id: str, *, keep_running: bool, lease_s: float) -> Ticket | None:
+        """Return a ticket for one of this router's own requests; None if the engine does not know it (any more)."""
+        asked = ExportRequest(requests=(request_id,), keep_running=keep_running, lease_s=lease_s)
+        status, body = await self._ask("POST", url + EXPORT_PATH, EXPORT_SECONDS, asked)
+        return next(iter(_parsed(Exported, status, body, url + EXPORT_PATH).tickets), None)
+
+    async def renew(self, url: str, export_id: str, lease_s: float) -> None:
+        """Lengthen a lease."""
+        asked = RenewRequest(exports=(export_id,), lease_s=lease_s)
+        _parsed(Held, *await self._ask("POST", url + RENEW_PATH, PROBE_SECONDS, asked), url + RENEW_PATH)
+
+    async def release(self, url: str, export_id: str) -> None:
+        """Give an export's blocks back; one that is not there any more is as good."""
+        asked = ReleaseRequest(exports=(export_id,))
+        _parsed(Held, *await self._ask("POST", url + RELEASE_PATH, PROBE_SECONDS, asked), url + RELEASE_PATH)
+
+    async def _ask(
+        self, method: str, url: str, seconds: float, body: Message | bytes | None = None
+    ) -> tuple[int, bytes]:
+        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
+        data = body.model_dump_json().encode() if isinstance(body, Message) else body
+        try:
+            async with self._request(method, url, data=data, timeout=timeout) as response:
+                return response.status, await response.read()
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+            raise EngineError(f"asking {url}: {error or type(error).__name__}") from error
+
+    async def models(self, url: str) -> tuple[Served, ...]:
+        """Return what an engine serves; `EngineError` if it does not answer."""
         answer = await self._get(url + MODELS_PATH)
         try:
-            return {each["id"]: int(each.get("max_model_len") or 0) for each in json.loads(answer)["data"]}
-        except (ValueError, KeyError, TypeError) as error:
+            return tuple(
+                Served(each["id"], int(each.get("max_model_len") or 0), each.get("parent") is not None)
+                for each in json.loads(answer)["data"]
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise EngineError(f"reading {url}{MODELS_PATH}: {error!r}") from error
 
     async def text(self, url: str) -> str:
@@ -134,7 +234,7 @@ class EngineClient:
     async def _get(self, url: str) -> bytes:
         try:
             timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
-            async with self._session.get(url, headers=self._headers(), timeout=timeout) as response:
+            async with self._request("GET", url, timeout=timeout) as response:
                 body = await response.read()
                 if response.status != _OK:
                     raise EngineError(f"getting {url}: status {response.status}: {body[:200].decode(errors='replace')}")
@@ -142,12 +242,32 @@ class EngineClient:
         except (aiohttp.ClientError, OSError) as error:
             raise EngineError(f"getting {url}: {error or type(error).__name__}") from error
 
+    def _request(self, method: str, url: str, **options: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        if self._keyring is not None:
+            # The newest certificates for each new connection; those that are open keep theirs.
+            options |= {"ssl": self._keyring.client, "server_hostname": dns_name(Role.ENGINE)}
+        return self._session.request(method, url, headers=self._headers(), **options)
+
     def _headers(self) -> dict[str, str]:
         key = self._key()
         headers = {"Content-Type": "application/json"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
         return headers
+
+
+def _is_the_engines(code: int) -> bool:
+    """Whether a status speaks of the engine and not of the request."""
+    return code >= _SERVER_ERROR or code in {401, 403, 404, 429}
+
+
+def _parsed(kind: type[_Answer], status: int, body: bytes, url: str) -> _Answer:
+    if status != _OK:
+        raise EngineError(f"asking {url}: status {status}: {body[:200].decode(errors='replace')}")
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise EngineError(f"reading {url}: {error.errors(include_url=False)[:2]}") from error
 
 
 def connection_pool() -> aiohttp.ClientSession:

@@ -6,33 +6,25 @@ Sources (`cluster`, `static`) replace the immutable `FleetView`; `admission` pla
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from medley.core.workload import Bucket
-from medley.planning.departure import Finish, departure
-from medley.planning.routing import Candidate, Credit, RoutingTable, place
+from medley.planning.routing import Candidate, Credit, Placement, RoutingTable, place
+from medley.router.attempt import Attempt, Replica
+from medley.router.leaving import Knowledge, Leaving
+from medley.router.prefixes import Keys, PrefixIndex
 from medley.router.session import Cause
+from medley.router.sizes import Sizes
 
 # A replica that broke gets no request for this long; twice as long each time, until it makes a token again.
 FIRST_SUSPENSION_SECONDS = 0.25
 LONGEST_SUSPENSION_SECONDS = 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class Replica:
-    """One engine that this router may use."""
-
-    name: str
-    url: str  # of vLLM's API
-    shape: str = ""
-    max_running: int = 64
-    ready: bool = True
-    leaves_at: datetime | None = None  # None: no notice
-    silent: bool = False  # its node is NotReady: gone, or only not heard by the API server
-    resumes_output: bool = False  # Capability.RESUME_EXACT
+# For the sake of prefixes a shape may run ahead of its share by so many requests of a class, or this part of what came
+# within a minute; so over a minute shares hold to within twice that.
+LEAST_SLACK_REQUESTS = 2.0
+SLACK_OF_A_MINUTE = 0.025
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,55 +43,23 @@ class Limits:
     first_token: timedelta = timedelta(seconds=60)  # from the call to its first token
 
 
-@dataclass(slots=True, eq=False)
-class Attempt:
-    """One call to one replica, while it runs. `scope` lets others end it, whatever it waits for."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A place for one attempt."""
 
-    replica: Replica
-    started: float  # event loop time, like all times here
-    last_progress: float
-    remaining_tokens: int
-    patience: float = 1.0  # factor on the limits
-    tokens: int = 0
-    first_token: float | None = None
-    cause: Cause | None = None
-    scope: asyncio.Timeout | None = None
-
-    def received(self, tokens: int, now: float) -> None:
-        """Note that tokens came."""
-        if self.first_token is None:
-            self.first_token = now
-        self.last_progress = now
-        self.tokens += tokens
-        self.remaining_tokens -= tokens
-
-    @property
-    def per_token(self) -> timedelta | None:
-        """Measured time per token; None until there are two."""
-        if self.first_token is None or self.tokens < 2:  # noqa: PLR2004  # one interval
-            return None
-        return timedelta(seconds=(self.last_progress - self.first_token) / (self.tokens - 1))
-
-    def break_off(self, cause: Cause) -> None:
-        """End the attempt where it waits; the stream goes on elsewhere."""
-        if self.cause is not None:
-            return
-        self.cause = cause
-        if self.scope is not None:
-            self.scope.reschedule(asyncio.get_running_loop().time())
+    bucket: Bucket | None
+    remaining_tokens: int  # at most
+    patience: float = 1.0
+    avoid: str | None = None  # a replica that is taken only if no other is there
+    keys: Keys = ()  # of its prompt, in the prefix index
+    per_minute: float = 0.0  # requests of its class
+    adapter: str | None = None  # LoRA adapter that it needs
 
 
 @dataclass(slots=True)
 class _Suspect:
     failures: int
     until: float
-
-
-@dataclass(slots=True)
-class _Notice:
-    seen: datetime
-    deadline: datetime
-    notice_time: timedelta
 
 
 class Fleet:
@@ -114,33 +74,51 @@ class Fleet:
     ) -> None:
         self.view = FleetView()
         self.limits = limits
-        self._clock, self._wall_clock = clock, wall_clock
+        self._clock = clock
         self._attempts: dict[str, set[Attempt]] = {}
         self._suspects: dict[str, _Suspect] = {}
-        self._notices: dict[str, _Notice] = {}
         self._credit: Credit = {}
+        self._work: dict[str, float] = {}  # tokens expected yet, by replica
+        self.prefixes = PrefixIndex()
+        self.sizes = Sizes(clock=clock)
+        self._opened = 0
+        self.knowledge = Knowledge()
+        self.leaving = Leaving(self.knowledge, clock=clock, wall_clock=wall_clock)
         self.changed: Callable[[], None] = lambda: None  # admission: there may be room now
 
     # What sources do
 
     def replace(self, view: FleetView) -> None:
         """Take in what a source sees now."""
+        for gone in self.view.replicas.keys() - view.replicas.keys():
+            self.prefixes.forget(gone)
         self.view = view
+        self.knowledge.forget(view.replicas)
         self.settle()
 
     # What admission and the carrier do
 
-    def place(self, bucket: Bucket | None, *, avoid: str | None = None) -> Replica | None:
-        """Return the replica for one more request, or None: no room now. `avoid` is taken only if no other is there."""
-        candidates = self.candidates()
-        others = [each for each in candidates if each.name != avoid]
-        placement = place(self.view.table, bucket, others or candidates, self._credit)
+    def place(self, wanted: Wanted) -> Replica | None:
+        """Return the replica for one more request, or None: no room now."""
+        held = self.prefixes.held(wanted.keys) if wanted.keys else {}
+        candidates = [
+            replace(each, prefix_tokens=held[each.name]) if each.name in held else each
+            for each in self.candidates()
+            if wanted.adapter is None or wanted.adapter in self.knowledge.adapters.get(each.name, ())
+        ]
+        others = [each for each in candidates if each.name != wanted.avoid]
+        placement = self._placement(wanted, others or candidates)
         if placement is None and others:
-            placement = place(self.view.table, bucket, candidates, self._credit)
+            placement = self._placement(wanted, candidates)
         if placement is None:
             return None
         self._credit = placement.credit
         return self.view.replicas[placement.replica]
+
+    def _placement(self, wanted: Wanted, candidates: Sequence[Candidate]) -> Placement | None:
+        size = self.sizes.expected(wanted.bucket, wanted.remaining_tokens)
+        slack = max(LEAST_SLACK_REQUESTS, wanted.per_minute * SLACK_OF_A_MINUTE)
+        return place(self.view.table, wanted.bucket, candidates, self._credit, slack=slack, size=size)
 
     def candidates(self) -> list[Candidate]:
         """Return the replicas that new requests may go to. One that broke is tried with one request at a time.
@@ -155,25 +133,52 @@ class Fleet:
             if not replica.ready or replica.leaves_at is not None or (suspect and now < suspect.until):
                 continue
             running = len(self._attempts.get(replica.name, ()))
-            candidate = Candidate(replica.name, replica.shape, running, 1 if suspect else replica.max_running)
+            most = 1 if suspect else replica.max_running
+            work = self._work.get(replica.name, 0.0)
+            candidate = Candidate(replica.name, replica.shape, running, most, work)
             (silent if replica.silent else found).append(candidate)
         return found or silent
 
-    def open(self, replica: Replica, remaining_tokens: int, patience: float) -> Attempt:
+    def open(self, replica: Replica, wanted: Wanted) -> Attempt:
         """Count an attempt on a replica."""
         now = self._clock()
-        attempt = Attempt(replica, now, now, remaining_tokens, patience)
+        self._opened += 1
+        work = self.sizes.expected(wanted.bucket, wanted.remaining_tokens)
+        attempt = Attempt(replica, now, now, wanted.remaining_tokens, wanted.patience, serial=self._opened, work=work)
         self._attempts.setdefault(replica.name, set()).add(attempt)
+        self._work[replica.name] = self._work.get(replica.name, 0.0) + work
+        if wanted.keys:
+            self.prefixes.add(replica.name, wanted.keys)
         return attempt
+
+    def open_at(self, name: str, wanted: Wanted) -> Attempt | None:
+        """Count an attempt on the replica named, if it may take one now."""
+        if any(each.name == name and each.has_room for each in self.candidates()):
+            return self.open(self.view.replicas[name], wanted)
+        return None
+
+    def received(self, attempt: Attempt, tokens: int) -> None:
+        """Note that tokens came."""
+        attempt.received(tokens, self._clock())
+        # Who makes more than was expected is not done yet.
+        done = min(float(tokens), attempt.work - 1.0)
+        attempt.work -= done
+        self._work[attempt.replica.name] -= done
 
     def close(self, attempt: Attempt, cause: Cause | None) -> None:
         """Count it no longer. `cause` says how it broke; None: it did not, or the client left."""
         name = attempt.replica.name
+        attempt.ended = True
+        if attempt.move is not None:
+            attempt.move.ended.set()
         attempts = self._attempts.get(name)
         if attempts is not None:
-            attempts.discard(attempt)
+            if attempt in attempts:
+                attempts.remove(attempt)
+                self._work[name] -= attempt.work
             if not attempts:
                 del self._attempts[name]
+                del self._work[name]
         if cause is not None and cause not in {Cause.NOTICE, Cause.DIVERGED}:
             self._suspend(name)
         self.changed()
@@ -190,7 +195,7 @@ class Fleet:
     @property
     def notices(self) -> dict[str, datetime]:
         """When this router saw that a replica leaves."""
-        return {name: notice.seen for name, notice in self._notices.items()}
+        return self.leaving.seen
 
     def _suspend(self, name: str) -> None:
         now = self._clock()
@@ -208,45 +213,11 @@ class Fleet:
 
         `lag`: seconds by which this process itself was late; engines are not blamed for them.
         """
-        self._take_notice()
-        free = sum(max(each.max_running - each.running, 0) for each in self.candidates())
-        for name, attempts in list(self._attempts.items()):
-            notice = self._notices.get(name)
-            if notice is not None:
-                free -= self._depart(notice, attempts, free)
+        self.leaving.take_notice(self.view.replicas, tuple(self._attempts))
+        self.leaving.settle(self._attempts, self.candidates(), self.view.replicas)
+        for attempts in list(self._attempts.values()):
             self._watch(attempts, lag)
         self.changed()  # a suspension may be over
-
-    def _take_notice(self) -> None:
-        """Keep the first deadline of each notice: some sources can only say "from now"."""
-        wall = self._wall_clock()
-        leaving = {name: each.leaves_at for name, each in self.view.replicas.items() if each.leaves_at is not None}
-        # A replica that is no longer listed went without a word.
-        leaving |= {name: wall for name in self._attempts if name not in self.view.replicas}
-        self._notices = {
-            name: self._notices.get(name) or _Notice(wall, deadline, max(deadline - wall, timedelta(0)))
-            for name, deadline in leaving.items()
-        }
-
-    def _depart(self, notice: _Notice, attempts: Iterable[Attempt], free: int) -> int:
-        """Move what cannot end in time, as far as there is room elsewhere; without, it is better off here."""
-        left = notice.deadline - self._wall_clock()
-        moved = 0
-        for attempt in sorted(attempts, key=lambda each: each.remaining_tokens, reverse=True):
-            if moved >= free:
-                break
-            choice = departure(
-                remaining_tokens=attempt.remaining_tokens,
-                per_token=attempt.per_token,
-                left=left,
-                notice_time=notice.notice_time,
-            )
-            # Without a token yet there is nothing to lose by going at once.
-            waits = isinstance(choice, Finish) or (attempt.tokens > 0 and choice.wait > timedelta(0))
-            if attempt.cause is None and not waits:
-                attempt.break_off(Cause.NOTICE)
-                moved += 1
-        return moved
 
     def _watch(self, attempts: set[Attempt], lag: float) -> None:
         now = self._clock()

@@ -20,15 +20,17 @@ import uvloop
 from aiohttp import web
 
 from medley.core.errors import EngineError, InvalidInputError
-from medley.router import cluster, static
+from medley.router import cluster, kv_states, static
 from medley.router.admission import Admission
 from medley.router.carrier import Carrier
 from medley.router.engine_client import EngineClient, connection_pool, key_file
 from medley.router.fleet import Fleet
 from medley.router.metrics import RouterMetrics
+from medley.router.mover import Mover
 from medley.router.server import Followed, RouterServer, Serving
 from medley.router.settings import EVERYWHERE, RouterSettings
 from medley.router.text import Vocabulary
+from medley.tls.keyring import Keyring
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ class Running(NamedTuple):
     url: str  # at which this machine reaches it
     listening: str  # where it is bound, for people
     background: asyncio.Future[
-        tuple[None, None, None]
+        tuple[None, None, None, None]
     ]  # ends only by an error: then the router is blind and should end
 
 
@@ -83,7 +85,8 @@ async def running(settings: RouterSettings, source: Source | None = None) -> Asy
     metrics.live.running, metrics.live.waiting = (lambda: fleet.running), (lambda: admission.waiting)
     metrics.live.notices = lambda: {name: seen.timestamp() for name, seen in fleet.notices.items()}
     async with connection_pool() as session:
-        engines = EngineClient(session, key_file(settings.engine_key_file))
+        keyring = None if settings.tls_folder is None else Keyring(settings.tls_folder, logger.warning)
+        engines = EngineClient(session, key_file(settings.engine_key_file), keyring)
         server = RouterServer(
             fleet=fleet,
             admission=admission,
@@ -96,8 +99,10 @@ async def running(settings: RouterSettings, source: Source | None = None) -> Asy
             clock=clock,
             wall_clock=time.time,
         )
+        mover = Mover(fleet, engines, clock=clock)
         background = asyncio.gather(
             _tick(fleet),
+            kv_states.follow(fleet, engines),
             _learn_tokenizer(settings, fleet, serving, engines),
             (source or _source(settings))(Followed(fleet, serving, options), engines),
         )
@@ -115,6 +120,7 @@ async def running(settings: RouterSettings, source: Source | None = None) -> Asy
             yield Running(_base_url(settings.host, runner), _listening(runner), background)
         finally:
             await runner.cleanup()
+            await mover.close()
             background.cancel()
             with suppress(asyncio.CancelledError):
                 await background

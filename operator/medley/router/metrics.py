@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from medley.core import names
 from medley.core.workload import MELANGE_GRID, Bucket, SizeGrid
@@ -56,6 +59,33 @@ class _Live(Collector):
         return families
 
 
+class _Deliveries(Collector):
+    """What is counted at every delivery: plain numbers, since the library's own take a lock for each."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._gaps = [0] * (len(_ITL_SECONDS) + 1)
+        self._seconds = 0.0
+
+    def gap(self, seconds: float) -> None:
+        """Note the time between two deliveries of one choice."""
+        self._gaps[bisect_left(_ITL_SECONDS, seconds)] += 1
+        self._seconds += seconds
+
+    def collect(self) -> list[CounterMetricFamily | HistogramMetricFamily]:
+        """Return the counter and the histogram."""
+        edges = [*map(floatToGoString, _ITL_SECONDS), "+Inf"]
+        return [
+            CounterMetricFamily("medley_router_tokens", "Tokens given to clients.", self.tokens),
+            HistogramMetricFamily(
+                "medley_router_inter_token_latency_seconds",
+                "Time between deliveries of one choice.",
+                list(zip(edges, accumulate(self._gaps), strict=True)),
+                self._seconds,
+            ),
+        ]
+
+
 class RouterMetrics:
     """The registry of one router and what it counts."""
 
@@ -65,6 +95,8 @@ class RouterMetrics:
         self.registry.register(self.live)
         self._windows = Windows(clock)
         self.registry.register(self._windows)
+        self.deliveries = _Deliveries()
+        self.registry.register(self.deliveries)
         self._requests = Counter(
             names.METRIC_REQUESTS,
             "Requests by size class: upper edges of prompt tokens and of max_tokens.",
@@ -75,7 +107,6 @@ class RouterMetrics:
             "medley_router_answers", "Answers by status of the HTTP response.", ["status"], registry=self.registry
         )
         self._prompt_tokens = Counter("medley_router_prompt_tokens", "Prompt tokens.", registry=self.registry)
-        self.tokens = Counter("medley_router_tokens", "Tokens given to clients.", registry=self.registry)
         self._output_tokens = Counter(
             "medley_router_output_tokens",
             "Tokens that finished choices made, by size class of the request.",
@@ -108,18 +139,22 @@ class RouterMetrics:
             buckets=_TTFT_SECONDS,
             registry=self.registry,
         )
-        self.itl = Histogram(
-            "medley_router_inter_token_latency_seconds",
-            "Time between deliveries of one choice.",
-            buckets=_ITL_SECONDS,
-            registry=self.registry,
-        )
-        self.pause = Histogram(
+        self._pause = Histogram(
             "medley_router_pause_seconds",
-            "Last token of a broken attempt to the next token of its choice.",
+            "Last token of a broken attempt to the next token of its choice; kind: carried, refilled (both after a "
+            "notice) or broken.",
+            ["kind"],
             buckets=_PAUSE_SECONDS,
             registry=self.registry,
         )
+        self._departures = Counter(
+            "medley_router_departures",
+            "Streams of leaving replicas: finished there, carried with their KV cache, or computed again (refilled).",
+            ["how"],
+            registry=self.registry,
+        )
+        for how in ("finished", "carried", "refilled"):
+            self._departures.labels(how)
 
     def asked(self, grid: SizeGrid | None, prompt_tokens: int, max_tokens: int) -> Bucket:
         """Count a request and return its size class."""
@@ -156,6 +191,14 @@ class RouterMetrics:
     def resumed(self, cause: Cause, mode: ResumeMode | None) -> None:
         """Count a call that goes on after a break."""
         self._resumes.labels(cause.value, "restart" if mode is None else mode.value).inc()
+
+    def departed(self, how: str) -> None:
+        """Count a stream of a leaving replica: finished, carried or refilled."""
+        self._departures.labels(how).inc()
+
+    def paused(self, kind: str, seconds: float) -> None:
+        """Note a client's pause: carried, refilled or broken."""
+        self._pause.labels(kind).observe(seconds)
 
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

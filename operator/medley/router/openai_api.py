@@ -20,6 +20,7 @@ from medley.router.text import TextRules
 
 MAX_CHOICES = 32  # prompts x n of one request
 _MAX_STOPS = 16
+_MAX_TOOLS = 256
 _MAX_TOKENS = 10_000_000
 _INT64 = 2**63
 
@@ -31,10 +32,8 @@ INTERNAL_FIELDS = frozenset({
 })  # fmt: skip
 # Real parameters of the API that this version does not carry over an engine's loss, or at all.
 UNSUPPORTED = {
-    "tools": "tool calls are not supported yet; describe the tools in a message, or use response_format",
-    "tool_choice": "tool calls are not supported yet; leave it out",
-    "functions": "function calls are not supported; leave it out",
-    "function_call": "function calls are not supported; leave it out",
+    "functions": "replaced by tools; use those",
+    "function_call": "replaced by tool_choice; use that",
     "audio": "only text is generated; leave it out",
     "best_of": "only n is supported; leave it out",
     "use_beam_search": "a beam cannot move between engines; leave it out",
@@ -85,6 +84,7 @@ class Question:
     seed: int | None
     top_logprobs: int | None  # None: no log probabilities
     rules: TextRules
+    calls_tools: bool = False  # its answer may hold tool calls
     ignored: tuple[str, ...] = field(default=())  # parameters without effect here
 
 
@@ -156,8 +156,12 @@ class _Chat(_Common):
     reasoning_effort: str | None = None
     documents: list[dict[str, Any]] | None = None
     modalities: list[Literal["text"]] | None = None
-    parallel_tool_calls: bool | None = None
     verbosity: str | None = None
+    # The engine's chat template writes them into the prompt, and its parsers read the calls out of what was made.
+    tools: Annotated[list[dict[str, Any]], Field(max_length=_MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
 
 
 class _Completion(_Common):
@@ -169,7 +173,7 @@ _IN_A_UNION = re.compile(r"[\[-]|^(str|int)$")
 _ROUTERS_OWN = frozenset({"stream", "stream_options", "seed", "n", "stop"})
 _WITHOUT_EFFECT = (
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-    "modalities", "parallel_tool_calls", "verbosity",
+    "modalities", "verbosity",
 )  # fmt: skip
 
 
@@ -223,6 +227,7 @@ def _question(asked: _Chat | _Completion, body: dict[str, Any], endpoint: Endpoi
             skip_special_tokens=asked.skip_special_tokens is not False,
             min_tokens=asked.min_tokens or 0,
         ),
+        calls_tools=isinstance(asked, _Chat) and bool(asked.tools) and asked.tool_choice != "none",
         ignored=tuple(name for name in _WITHOUT_EFFECT if getattr(asked, name, None) is not None),
     )
 

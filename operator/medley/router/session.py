@@ -24,6 +24,7 @@ from medley.wire.generate import (
     TokenLogprob,
 )
 from medley.wire.resume import RESUME_OUTPUT_TOKEN_IDS
+from medley.wire.ticket import Ticket
 
 # A request on which engine after engine breaks without making one token may be what breaks them. It is given up after
 # this many, so that it cannot take the fleet down; breaks that have another cause (a notice, no connection) are not
@@ -62,6 +63,7 @@ class Choice:
     rendered: Rendered
     seed: int
     rules: TextRules
+    adapter: str | None = None  # LoRA adapter by the name that engines know; None: the model itself
 
 
 class Seek(NamedTuple):
@@ -74,6 +76,7 @@ class Placed(NamedTuple):
     """There is a replica."""
 
     resumes_output: bool  # it has `Capability.RESUME_EXACT`
+    ticket: Ticket | None = None  # to what an engine had computed of this stream
 
 
 class Issue(NamedTuple):
@@ -96,6 +99,7 @@ class Deliver(NamedTuple):
     text: str
     token_ids: Sequence[int]
     logprobs: Sequence[TokenLogprob]
+    settled: bool = True  # no text of these tokens is held back
 
 
 class Finish(NamedTuple):
@@ -106,6 +110,8 @@ class Finish(NamedTuple):
     logprobs: Sequence[TokenLogprob]
     finish_reason: str
     stop_reason: int | str | None
+    excess: int = 0  # characters that the tokens made beyond the text: of a stop string, and after it
+    ended: bool = False  # the engine ended it at its last token, which is no text then
 
 
 class Abandon(NamedTuple):
@@ -151,9 +157,14 @@ def resumes_exactly(sampling: Mapping[str, Any], *, resumes_output: bool) -> boo
     return is_greedy(sampling) or resume_mode(sampling, resumes_output=resumes_output) is not ResumeMode.PROMPT
 
 
-def conversation(choice: Choice, vocabulary: Vocabulary) -> Generator[Command, Event, None]:
-    """Carry one choice to its end over any number of engines. The last command is `Finish` or `Abandon`."""
-    log = _TokenLog(choice, vocabulary)
+def conversation(
+    choice: Choice, vocabulary: Vocabulary, committed: list[int] | None = None
+) -> Generator[Command, Event, None]:
+    """Carry one choice to its end over any number of engines. The last command is `Finish` or `Abandon`.
+
+    `committed` is empty, and grows with each token; who gives it may read along.
+    """
+    log = _TokenLog(choice, vocabulary, [] if committed is None else committed)
     fruitless = 0
     forced: ResumeMode | None = None
     while True:
@@ -161,7 +172,7 @@ def conversation(choice: Choice, vocabulary: Vocabulary) -> Generator[Command, E
         assert isinstance(placed, Placed)
         mode = forced or resume_mode(choice.rendered.sampling, resumes_output=placed.resumes_output)
         begun = len(log.committed)
-        ended = yield from _attempt(choice, log, mode)
+        ended = yield from _attempt(choice, log, mode, placed.ticket)
         if ended is None:
             return
         broken = _judge(ended, begun=bool(log.committed))
@@ -182,12 +193,12 @@ def conversation(choice: Choice, vocabulary: Vocabulary) -> Generator[Command, E
 
 
 def _attempt(
-    choice: Choice, log: _TokenLog, mode: ResumeMode
+    choice: Choice, log: _TokenLog, mode: ResumeMode, ticket: Ticket | None
 ) -> Generator[Command, Event, Broken | EngineFault | TokenEvent | None]:
     """Let one engine continue; return what ended the attempt, None if the choice is complete."""
     to_repeat = len(log.committed) if mode is ResumeMode.REPLAY else 0
     repeated = 0
-    event = yield Issue(_call(choice, log.committed, mode), mode if log.committed else None)
+    event = yield Issue(_call(choice, log.committed, mode, ticket), mode if log.committed else None)
     while isinstance(event, TokenEvent) and event.finish_reason not in _UNFINISHED:
         if repeated < to_repeat:
             again = min(to_repeat - repeated, len(event.token_ids))
@@ -206,8 +217,8 @@ def _attempt(
 class _TokenLog:
     """The tokens of one choice, each committed once, and the text they make."""
 
-    def __init__(self, choice: Choice, vocabulary: Vocabulary) -> None:
-        self.committed: list[int] = []
+    def __init__(self, choice: Choice, vocabulary: Vocabulary, committed: list[int]) -> None:
+        self.committed = committed
         self._limit = choice.rendered.max_tokens
         self._text = TextStream(vocabulary, choice.rendered.token_ids, choice.rules)
 
@@ -218,13 +229,14 @@ class _TokenLog:
         if len(token_ids) > room or (len(token_ids) == room and reason is None):
             # An engine that resumes by prompt knows only the rest of the limit; the limit is ours to keep.
             token_ids, logprobs, reason, stop_reason = token_ids[:room], logprobs[:room], "length", None
-        text, counted, stop = self._text.push(token_ids, stopped=reason == "stop")
+        ended = reason == "stop"
+        text, counted, stop, excess = self._text.push(token_ids, stopped=ended)
         if stop is not None:
             token_ids, logprobs, reason, stop_reason = token_ids[:counted], logprobs[:counted], "stop", stop
         self.committed += token_ids
         if reason is None:
-            return Deliver(text, token_ids, logprobs)
-        return Finish(text + self._text.rest(), token_ids, logprobs, reason, stop_reason)
+            return Deliver(text, token_ids, logprobs, not self._text.holds_back)
+        return Finish(text + self._text.rest(), token_ids, logprobs, reason, stop_reason, excess, ended and not stop)
 
 
 def _judge(ended: Broken | EngineFault | TokenEvent, *, begun: bool) -> Broken | EngineFault:
@@ -250,7 +262,7 @@ def _hopeless(choice: Choice, cause: Cause, fruitless: int) -> EngineFault | Non
     return None
 
 
-def _call(choice: Choice, committed: Sequence[int], mode: ResumeMode) -> GenerateCall:
+def _call(choice: Choice, committed: Sequence[int], mode: ResumeMode, ticket: Ticket | None) -> GenerateCall:
     rendered = choice.rendered
     token_ids: Sequence[int] = rendered.token_ids
     done = 0
@@ -261,4 +273,11 @@ def _call(choice: Choice, committed: Sequence[int], mode: ResumeMode) -> Generat
         sampling["extra_args"] = {RESUME_OUTPUT_TOKEN_IDS: list(committed)}
     sampling["max_tokens"] = rendered.max_tokens - done
     sampling["min_tokens"] = max(rendered.min_tokens - done, 0)
-    return GenerateCall(choice.request_id, token_ids, sampling, rendered.attachments)
+    if ticket is not None and (mode is ResumeMode.REPLAY or not _covers(rendered, committed, ticket)):
+        ticket = None
+    return GenerateCall(choice.request_id, token_ids, sampling, rendered.attachments, choice.adapter, ticket)
+
+
+def _covers(rendered: Rendered, committed: Sequence[int], ticket: Ticket) -> bool:
+    """Whether the log holds all the tokens that the ticket stands for; else the next engine could not check them."""
+    return 0 < ticket.valid_tokens <= len(rendered.token_ids) + len(committed)

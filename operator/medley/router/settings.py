@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from medley.core import names, units
 from medley.core.errors import InvalidInputError
+from medley.core.identity import TLS_FOLDER_VARIABLE
 from medley.router.fleet import Limits
 from medley.router.server import Options
 
@@ -38,6 +39,7 @@ class RouterSettings:
     engines: tuple[str, ...] = ()  # URLs; instead of a service
     tokenizer: Path | None = None  # tokenizer.json; None: from an engine's supervisor
     engine_key_file: Path | None = None
+    tls_folder: Path | None = None  # None: engines speak plain HTTP
     max_running: int = 64  # per engine named by URL
     host: str = EVERYWHERE
     port: int = names.PORT_ROUTER
@@ -61,6 +63,7 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> R
         engines=tuple(_url(url) for url in given.engine),
         tokenizer=given.tokenizer,
         engine_key_file=Path(given.engine_key_file) if given.engine_key_file else None,
+        tls_folder=Path(given.tls_folder) if given.tls_folder else None,
         max_running=_positive("--max-running", given.max_running),
         host=given.host,
         port=_port(given.port),
@@ -86,6 +89,11 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--engine", action="append", default=[], metavar="URL", help="an engine; instead of a service; may be repeated")
     add("--tokenizer", type=Path, help="the model's tokenizer.json; by default an engine's supervisor gives it")
     add("--engine-key-file", default=environment.get(KEY_FILE), help=f"file with the engines' API key ({KEY_FILE})")
+    add(
+        "--tls-folder",
+        default=environment.get(TLS_FOLDER_VARIABLE),
+        help=f"folder with ca.crt, tls.crt, tls.key and service: engines speak mutual TLS ({TLS_FOLDER_VARIABLE})",
+    )
     add("--max-running", default="64", help="requests at once per --engine")
     add("--host", default=EVERYWHERE)
     add("--port", default=str(names.PORT_ROUTER), help="0: any free port")

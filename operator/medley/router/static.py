@@ -42,7 +42,7 @@ async def follow(replicas: Sequence[Replica], kept: Followed, engines: EngineCli
 
 async def _models(engines: EngineClient, replica: Replica) -> tuple[str, ...]:
     try:
-        return tuple(await engines.models(replica.url))
+        return tuple(each.name for each in await engines.models(replica.url) if not each.is_adapter)
     except EngineError as error:
         logger.debug("%s", error)
         return ()

@@ -88,6 +88,7 @@ class Piece(NamedTuple):
     text: str
     tokens: int
     stop: str | None  # the stop string that was met
+    excess: int = 0  # characters that these tokens made beyond what may be shown
 
 
 class TextStream:
@@ -123,8 +124,13 @@ class TextStream:
             met = self._meet(text)
             shown.append(met.text)
             if met.stop is not None:
-                return Piece("".join(shown), position + 1, met.stop)
+                return Piece("".join(shown), position + 1, met.stop, met.excess)
         return Piece("".join(shown), last + 1, None)
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether some text waits, since a stop string may begin with it."""
+        return bool(self._held)
 
     def rest(self) -> str:
         """Return what was held back in case a stop string would follow; the stream has ended."""
@@ -149,7 +155,8 @@ class TextStream:
         if found is not None:
             start, end, stop = found
             self._held = ""
-            return Piece(whole[shown_before : end if rules.include_stop else max(start, shown_before)], 1, stop)
+            until = end if rules.include_stop else max(start, shown_before)
+            return Piece(whole[shown_before:until], 1, stop, len(whole) - until)
         keep = 0 if rules.include_stop else _unsettled(whole, rules.stop, self._window)
         until = max(len(whole) - keep, shown_before)
         piece = whole[shown_before:until]

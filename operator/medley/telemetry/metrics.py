@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from medley.core.accelerators import Market
+from medley.core.identity import Role
 from medley.core.notices import Notice
 
 _PASS_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -47,6 +49,12 @@ class OperatorMetrics:
         self.notices = Counter(
             "medley_notices_total", "Notices about nodes with engines", ("source", "cause"), registry=registry
         )
+        self.certificate_ends = Gauge(
+            "medley_certificate_expiry_timestamp_seconds",
+            "End of the certificates of a service, by role; renewed 60 days before",
+            (*service, "role"),
+            registry=registry,
+        )
         self.is_leader = Gauge("medley_is_leader", "1 while this operator leads", registry=registry)
         self._known: dict[tuple[str, str], None] = {}
 
@@ -62,6 +70,11 @@ class OperatorMetrics:
         for state, count in (("desired", desired), ("ready", ready), ("spot", spot)):
             self.replicas.labels(namespace, service, state).set(count)
 
+    def certified(self, namespace: str, service: str, ends: Mapping[Role, datetime]) -> None:
+        """Record until when the certificates of a service hold."""
+        for role, end in ends.items():
+            self.certificate_ends.labels(namespace, service, role.value).set(end.timestamp())
+
     def noticed(self, notices: Iterable[Notice]) -> None:
         """Count notices, each node and source once."""
         for notice in notices:
@@ -75,5 +88,5 @@ class OperatorMetrics:
 
     def forget(self, namespace: str, service: str) -> None:
         """Remove the gauges of a service that is gone."""
-        for gauge in (self.plan_usd_per_hour, self.on_demand_usd_per_hour, self.replicas):
+        for gauge in (self.plan_usd_per_hour, self.on_demand_usd_per_hour, self.replicas, self.certificate_ends):
             gauge.remove_by_labels({"namespace": namespace, "service": service})

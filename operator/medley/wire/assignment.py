@@ -46,6 +46,7 @@ class Capability(StrEnum):
     """What an engine can do beyond plain vLLM; a router may use only what the engine's report names."""
 
     RESUME_EXACT = "resume-exact"  # committed tokens may come back as output tokens, see wire/resume.py
+    CARRY_KV = "carry-kv"  # gives tickets and takes those of its like, see wire/ticket.py
 
 
 class EnginePhase(StrEnum):

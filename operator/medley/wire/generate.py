@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from medley.core.errors import EngineError
+from medley.wire.ticket import TICKET_PARAMETER, Ticket
 
 GENERATE_PATH = "/inference/v1/generate"
 RENDER_CHAT_PATH = "/v1/chat/completions/render"
 RENDER_COMPLETION_PATH = "/v1/completions/render"
+DERENDER_CHAT_PATH = "/v1/chat/completions/derender"
 MODELS_PATH = "/v1/models"
 
 # vLLM leaves parameters at their default out of a rendered request; these are the ones medley has to know.
@@ -56,19 +58,23 @@ class GenerateCall:
     token_ids: Sequence[int]
     sampling: Mapping[str, Any]
     attachments: Mapping[str, Any]
+    model: str | None = None  # a LoRA adapter; None: the model itself
+    ticket: Ticket | None = None  # to KV cache that another engine computed
 
     def body(self) -> bytes:
         """Return the JSON body; always streaming, always tokens without text."""
-        return json.dumps(
-            {
-                **self.attachments,
-                "request_id": self.request_id,
-                "token_ids": self.token_ids,
-                "sampling_params": {**self.sampling, "detokenize": False},
-                "stream": True,
-            },
-            separators=(",", ":"),
-        ).encode()
+        body = {
+            **self.attachments,
+            "request_id": self.request_id,
+            "token_ids": self.token_ids,
+            "sampling_params": {**self.sampling, "detokenize": False},
+            "stream": True,
+        }
+        if self.model is not None:
+            body["model"] = self.model
+        if self.ticket is not None:
+            body["kv_transfer_params"] = {TICKET_PARAMETER: self.ticket.model_dump(mode="json")}
+        return json.dumps(body, separators=(",", ":")).encode()
 
 
 class TokenLogprob(NamedTuple):
@@ -101,13 +107,13 @@ def parse_rendered(answer: Mapping[str, Any]) -> Rendered:
     try:
         token_ids, sampling = answer["token_ids"], answer["sampling_params"]
         return Rendered(
-            token_ids=tuple(token_ids),
+            token_ids=tuple(_ids(token_ids)),
             max_tokens=int(sampling.get("max_tokens", DEFAULT_MAX_TOKENS)),
             min_tokens=int(sampling.get("min_tokens", 0)),
             sampling={k: v for k, v in sampling.items() if k not in _NOT_SAMPLED and v is not None},
             attachments={k: v for k, v in answer.items() if k not in _NOT_FORWARDED and v is not None},
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise EngineError(f"reading a rendered request: expected token_ids and sampling_params, {error!r}") from error
 
 
@@ -116,19 +122,19 @@ def parse_event(payload: bytes) -> TokenEvent | EngineFault | None:
     if payload == b"[DONE]":
         return None
     try:
-        event = json.loads(payload)
+        event = json.loads(payload.decode())  # of text it need not guess the encoding
         choices = event.get("choices")
         if not choices:
             return _fault(event["error"]) if "error" in event else None
         choice = choices[0]
         logprobs = choice.get("logprobs")
         return TokenEvent(
-            choice.get("token_ids") or [],
-            choice.get("finish_reason"),
+            _ids(choice.get("token_ids") or []),
+            _reason(choice.get("finish_reason")),
             choice.get("stop_reason"),
             _logprobs(logprobs["content"]) if logprobs and logprobs.get("content") else (),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise EngineError(f"reading an engine's event: {error!r} in {payload[:200]!r}") from error
 
 
@@ -136,7 +142,7 @@ def parse_fault(status: int, body: bytes) -> EngineFault:
     """Parse the body of an error answer (`{"error": {...}}`); anything else becomes its message."""
     try:
         fault = _fault(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         fault = EngineFault(status, body[:500].decode(errors="replace") or f"status {status}", None)
     return fault._replace(code=status)
 
@@ -150,6 +156,18 @@ def _fault(error: Any) -> EngineFault:
     )
 
 
+def _ids(token_ids: Any) -> list[int]:
+    if not isinstance(token_ids, list) or not all(type(each) is int and each >= 0 for each in token_ids):
+        raise TypeError("token_ids: expected whole numbers from 0 up")
+    return token_ids
+
+
+def _reason(reason: Any) -> str | None:
+    if reason is not None and not isinstance(reason, str):
+        raise TypeError("finish_reason: expected a word or null")
+    return reason
+
+
 def _logprobs(content: Sequence[Mapping[str, Any]]) -> tuple[TokenLogprob, ...]:
     return tuple(
         TokenLogprob(
@@ -159,6 +177,28 @@ def _logprobs(content: Sequence[Mapping[str, Any]]) -> tuple[TokenLogprob, ...]:
         )
         for entry in content
     )
+
+
+def merged(events: Sequence[TokenEvent | EngineFault]) -> list[TokenEvent | EngineFault]:
+    """Return the events of one read with those that only add tokens made one: a reader that is behind catches up.
+
+    An end that is no finish stays by itself, since what it carries may not count.
+    """
+    made: list[TokenEvent | EngineFault] = []
+    for event in events:
+        last = made[-1] if made else None
+        if (
+            isinstance(event, TokenEvent)
+            and isinstance(last, TokenEvent)
+            and last.finish_reason is None
+            and event.finish_reason not in {FINISHED_BY_ABORT, FINISHED_BY_ERROR}
+        ):
+            made[-1] = event._replace(
+                token_ids=last.token_ids + event.token_ids, logprobs=last.logprobs + event.logprobs
+            )
+        else:
+            made.append(event)
+    return made
 
 
 class EventSplitter:

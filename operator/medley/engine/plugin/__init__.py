@@ -68,6 +68,8 @@ PATCHES: Final = (
 def register() -> None:
     """Install what fits this vLLM, and report. vLLM may call it more than once in a process."""
     report = _report()
+    if parent_process() is None:  # the API server, where vLLM's arguments become its configuration
+        import_module("medley.engine.kv.activation").activate(_unknown(import_module("vllm").__version__))
     for line in report["disabled"]:
         _LOG.warning("medley: %s", line)
     if folder := os.environ.get(PLUGIN_REPORTS):
@@ -95,10 +97,19 @@ def _report() -> dict[str, list[str]]:
 
 def _refusal(version: str) -> str:
     """Return why nothing at all is changed, or nothing."""
-    if not version.startswith(TESTED):
-        return f"vLLM {version} is not one of the tested {', '.join(f'{v}x' for v in TESTED)}: nothing is changed"
+    if unknown := _unknown(version):
+        return f"{unknown}: nothing is changed"
     if not import_module("vllm.platforms").current_platform.is_cpu():
         return "not yet measured on this platform (CPU only): nothing is changed"
     if import_module("vllm.envs").VLLM_USE_V2_MODEL_RUNNER or import_module("vllm.triton_utils").HAS_TRITON:
         return "not yet measured with Model Runner V2 on the CPU: nothing is changed"
     return ""
+
+
+def _unknown(version: str) -> str:
+    """Return why a version of vLLM is not trusted, or nothing."""
+    return (
+        ""
+        if version.startswith(TESTED)
+        else f"vLLM {version} is not one of the tested {', '.join(f'{v}x' for v in TESTED)}"
+    )

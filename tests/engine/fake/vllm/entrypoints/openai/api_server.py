@@ -14,7 +14,14 @@ from aiohttp import web
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="api_server.py")
-    for flag in ("--model", "--served-model-name", "--host", "--middleware", "--disable-access-log-for-endpoints"):
+    for flag in (
+        "--model",
+        "--served-model-name",
+        "--host",
+        "--middleware",
+        "--uds",
+        "--disable-access-log-for-endpoints",
+    ):
         parser.add_argument(flag)
     for flag in ("--port", "--tensor-parallel-size", "--pipeline-parallel-size", "--max-model-len"):
         parser.add_argument(flag, type=int)
@@ -22,6 +29,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--fake-start-delay", type=float, default=0.0)
     parser.add_argument("--fake-exit", type=int)  # at once, with these words
     parser.add_argument("--fake-words", default="")
+    parser.add_argument("--fake-plain", action="store_true")  # without medley's endpoints
     parser.add_argument("--fake-no-tokens", action="store_true")  # healthy, but never makes one
     parser.add_argument("--fake-ignore-sigterm", action="store_true")
     parser.add_argument("--fake-child", action="store_true")  # a worker that outlives its parent
@@ -39,6 +47,8 @@ class Engine:
         self.options = options
         self.running = 0
         self.generated = 0
+        self.exports = 0
+        self.cut = False
         self.going = asyncio.Event()
         if not options.fake_no_tokens:
             self.going.set()
@@ -61,6 +71,10 @@ class Engine:
             answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await answer.prepare(request)
             for _ in range(count):
+                if self.cut:
+                    end = {"choices": [{"token_ids": [], "finish_reason": "abort"}]}
+                    await answer.write(f"data: {json.dumps(end)}\n\n".encode())
+                    break
                 token = {"choices": [{"token_ids": [await self.token()]}]}
                 await answer.write(f"data: {json.dumps(token)}\n\n".encode())
             await answer.write(b"data: [DONE]\n\n")
@@ -76,12 +90,25 @@ class Engine:
             f"vllm:generation_tokens_total{label} {float(self.generated)}\nvllm:kv_cache_usage_perc{label} 0.0\n"
         )
 
+    async def kv(self, _: web.Request) -> web.Response:
+        return web.json_response({"mode": "Auto", "capable": True, "exports": self.exports})
+
+    async def export(self, request: web.Request) -> web.Response:
+        assert await request.json() == {"requests": None, "keep_running": False, "lease_s": 1.0}
+        say("asked to end all requests")
+        self.cut = True
+        return web.json_response({"tickets": [], "unknown": []})
+
     async def fake(self, request: web.Request) -> web.Response:
         match request.match_info["what"]:
             case "stall":
                 self.going.clear()
             case "recover":
                 self.going.set()
+            case "pin":
+                self.exports += 1
+            case "unpin":
+                self.exports -= 1
             case "die":
                 say("RuntimeError: CUDA error: an illegal memory access")
                 os._exit(1)
@@ -97,9 +124,13 @@ async def serve(options: argparse.Namespace) -> None:
     app.router.add_get("/metrics", engine.metrics)
     app.router.add_post("/inference/v1/generate", engine.generate)
     app.router.add_post("/fake/{what}", engine.fake)
+    if not options.fake_plain:
+        app.router.add_get("/medley/v1/kv", engine.kv)
+        app.router.add_post("/medley/v1/export", engine.export)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, options.host, options.port).start()
+    site = web.UnixSite(runner, options.uds) if options.uds else web.TCPSite(runner, options.host, options.port)
+    await site.start()
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(
         signal.SIGTERM, (lambda: say("SIGTERM, and I stay")) if options.fake_ignore_sigterm else ended.set

@@ -1,0 +1,59 @@
+"""`python -m e2e.soak`: so many interruptions in all; 0 only if nothing was ever lost, doubled, changed or leaked."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+from e2e.soak.drive import Wanted, soak
+from e2e.soak.ledger import Ledger
+
+
+def main() -> int:
+    """Soak, and say what came of it."""
+    parser = argparse.ArgumentParser(prog="python -m e2e.soak", description=__doc__)
+    parser.add_argument("--interruptions", type=int, default=1000, help="in all, those of earlier runs included")
+    parser.add_argument("--engine", choices=("vllm", "stub"), default="vllm")
+    parser.add_argument("--engines", type=int, help="processes; 2 of vllm, 3 of stub")
+    parser.add_argument("--streams", type=int, default=24)
+    parser.add_argument("--tokens", type=int, help="of the longest stream; 160 of vllm, 300 of stub")
+    parser.add_argument("--kills", type=float, default=0.15, help="part of the interruptions that kill a process")
+    given = parser.parse_args()
+    vllm = given.engine == "vllm"
+    wanted = Wanted(
+        interruptions=given.interruptions,
+        kind=given.engine,
+        engines=given.engines or (2 if vllm else 3),
+        streams=given.streams,
+        tokens=given.tokens or (160 if vllm else 300),
+        kills=given.kills,
+    )
+    with tempfile.TemporaryDirectory(prefix="medley-soak-") as folder:
+        ledger = asyncio.run(soak(wanted, Path(folder)))
+    sys.stdout.write(_said(ledger))
+    return 0 if ledger.clean else 1
+
+
+def _said(ledger: Ledger) -> str:
+    counted = (
+        ("interruptions", ledger.interruptions),
+        ("notices", dict(ledger.notices)),
+        ("faults", dict(ledger.faults)),
+        ("SIGKILLs", ledger.sigkills),
+        ("streams", f"{ledger.streams} ({ledger.slow_readers} read slowly)"),
+        ("tokens", ledger.tokens),
+        ("departures", dict(ledger.departures)),
+        ("resumes", dict(ledger.resumes)),
+        ("broken streams", ledger.broken),
+        ("tokens lost, duplicated, differing", f"{ledger.lost}, {ledger.duplicated}, {ledger.differing}"),
+        ("blocks, files, MiB leaked", f"{ledger.leaked_blocks}, {ledger.leaked_files}, {ledger.leaked_mib}"),
+    )
+    lines = [*(f"{what}: {value}" for what, value in counted), *ledger.failures]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""Fetches blocks for requests that wait for them, in threads of its own. Made by the connector in each worker.
+
+A load either succeeds whole, or fails and says why: then vLLM computes all of it. What was received counts only after
+the exporting engine has said that the blocks were still pinned.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Final, Protocol
+
+from medley.engine.kv.blocks import Blocks
+from medley.engine.kv.connections import Connection, Connections
+from medley.engine.kv.layout import IncompleteError, Pull, pulls, split
+from medley.engine.kv.messages import (
+    Answer,
+    PinQuery,
+    ProtocolError,
+    ReadRequest,
+    Remote,
+    parse_answer,
+    slice_bytes,
+)
+from medley.wire.assignment import Message
+from medley.wire.ticket import Ticket
+
+_LOG: Final = logging.getLogger("vllm.medley.kv")
+_LOADS_AT_ONCE: Final = 8
+_READS_AT_ONCE: Final = 16
+MOST_CONNECTIONS: Final = 4  # to one source worker, for one load
+_WORTH_A_CONNECTION: Final = 4 << 20  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Blocks that one request waits for."""
+
+    request_id: str
+    ticket: Ticket
+    first: int  # position in the ticket's blocks from which on they are wanted
+    into: tuple[int, ...]  # our blocks, as many as are wanted
+    within_s: float  # afterwards the request is computed instead
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """How a load ended."""
+
+    request_id: str
+    bytes_read: int
+    seconds: float
+    fault: str  # empty: all is in place
+
+
+class FailedError(Exception):
+    """A load cannot succeed; the message is for the log."""
+
+
+class Fetcher(Protocol):
+    """Fetches bytes from another process's memory: the transport beside TCP."""
+
+    def fetch(self, remote: Remote, into: Iterator[memoryview], check: Callable[[], None]) -> int:
+        """Fill pieces from where the bytes are; return the bytes. OSError if it cannot."""
+        ...
+
+
+@dataclass(slots=True)
+class _Running:
+    load: Load
+    ends_at: float
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def check(self) -> None:
+        """Raise FailedError if there is no use in going on."""
+        if self.cancelled.is_set():
+            raise FailedError("the request is over")
+        if time.monotonic() > self.ends_at:
+            raise FailedError(f"not done within {self.load.within_s:.1f} s")
+
+
+class Puller:
+    """Runs loads into one worker's blocks."""
+
+    def __init__(
+        self, blocks: Blocks, connections: Connections, *, rank: int = 0, fetcher: Fetcher | None = None
+    ) -> None:
+        self._blocks, self._connections, self._rank, self._fetcher = blocks, connections, rank, fetcher
+        self._loads = ThreadPoolExecutor(_LOADS_AT_ONCE, thread_name_prefix="medley-kv-load")
+        self._reads = ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="medley-kv-read")
+        self._running: dict[str, _Running] = {}
+        self._ended: SimpleQueue[Loaded] = SimpleQueue()
+
+    def begin(self, load: Load) -> None:
+        """Start a load; its end is told by `ended`."""
+        running = _Running(load, time.monotonic() + load.within_s)
+        self._running[load.request_id] = running
+        self._loads.submit(self._run, running)
+
+    def cancel(self, request_id: str) -> None:
+        """End a load soon, if it runs; `ended` still tells."""
+        if (running := self._running.get(request_id)) is not None:
+            running.cancelled.set()
+
+    def ended(self) -> list[Loaded]:
+        """Return the loads that ended since the last call, each once."""
+        found = []
+        while True:
+            try:
+                found.append(self._ended.get_nowait())
+            except Empty:
+                break
+        for each in found:
+            self._running.pop(each.request_id, None)
+        return found
+
+    def close(self) -> None:
+        """End what runs and take nothing more."""
+        for running in self._running.values():
+            running.cancelled.set()
+        self._connections.close()
+        self._loads.shutdown(wait=False, cancel_futures=True)
+        self._reads.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self, running: _Running) -> None:
+        begun, total, fault = time.monotonic(), 0, ""
+        try:
+            total = self._load(running)
+        except (FailedError, IncompleteError, ProtocolError, OSError) as error:
+            fault = str(error) or type(error).__name__
+        except Exception:  # noqa: BLE001  # a bug must not leave the request waiting for ever; it is logged
+            _LOG.exception("loading blocks of %s", running.load.request_id)
+            fault = "a bug, see the log"
+        self._ended.put(Loaded(running.load.request_id, total, time.monotonic() - begun, fault))
+
+    def _load(self, running: _Running) -> int:
+        load, ticket = running.load, running.load.ticket
+        parts = [
+            part
+            for pull in pulls(self._blocks.shard, ticket.sources, turn=self._rank)
+            for part in split(pull, self._connections_for(pull, load))
+        ]
+        others = [self._reads.submit(self._read, running, part) for part in parts[1:]]
+        try:
+            total = self._read(running, parts[0])
+            total += sum(each.result() for each in others)
+        except BaseException:
+            running.cancelled.set()  # the rest is of no use
+            _wait(others)  # and must not write into blocks that are used for something else
+            raise
+        assert ticket.pins is not None
+        with self._connections.to(ticket.pins.host, ticket.pins.port) as connection:
+            _agreed(connection, PinQuery(export_id=ticket.export_id))
+        return total
+
+    def _connections_for(self, pull: Pull, load: Load) -> int:
+        size = len(pull.shard.layers) * len(load.into) * slice_bytes(self._blocks.geometry, pull.shard.head_n)
+        return min(MOST_CONNECTIONS, 1 + size // _WORTH_A_CONNECTION)
+
+    def _read(self, running: _Running, pull: Pull) -> int:
+        load, ticket = running.load, running.load.ticket
+        source = ticket.sources[pull.source]
+        request = ReadRequest(
+            export_id=ticket.export_id,
+            grant=source.grant,
+            granted=ticket.blocks,
+            wanted=(load.first, load.first + len(load.into)),
+            layers=pull.shard.layers,
+            head_lo=pull.shard.head_lo,
+            head_n=pull.shard.head_n,
+            block_size=ticket.block_size,
+            dtype=ticket.dtype,
+            content=ticket.content,
+            by="tcp" if self._fetcher is None else "nixl",
+        )
+        running.check()
+        with self._connections.to(source.host, source.port) as connection:
+            answer = _agreed(connection, request)
+            size = len(pull.shard.layers) * len(load.into) * slice_bytes(self._blocks.geometry, pull.shard.head_n)
+            if answer.bytes_total != size:
+                raise FailedError(f"{answer.bytes_total} bytes are offered, {size} were asked for")
+            into = self._blocks.writing(pull.shard, load.into)
+            if answer.remote is None:
+                return connection.fill_pieces(into, running.check)
+            if self._fetcher is None:
+                raise FailedError("bytes were to follow, and do not")
+            return self._fetcher.fetch(answer.remote, into, running.check)
+
+
+def _agreed(connection: Connection, message: Message) -> Answer:
+    connection.send(message)
+    answer = parse_answer(connection.receive())
+    if not answer.ok:
+        raise FailedError(answer.reason)
+    return answer
+
+
+def _wait(reads: Sequence[Future[int]]) -> None:
+    for each in reads:
+        if not each.cancel():
+            each.exception()

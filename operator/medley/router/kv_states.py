@@ -1,0 +1,62 @@
+"""What engines say of themselves: the state of their KV cache, and which LoRA adapters they serve.
+
+`main` runs `follow`. Engines without medley's plugin answer 404 to the first, and are simply not in that table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from medley.core.errors import EngineError
+from medley.router.attempt import Replica
+from medley.router.engine_client import EngineClient
+from medley.router.fleet import Fleet
+
+logger = logging.getLogger(__name__)
+
+CALM_SECONDS = 5.0
+NOTICED_SECONDS = 0.5  # while a replica leaves: free memory decides where its streams go
+
+
+async def follow(fleet: Fleet, engines: EngineClient) -> None:
+    """Ask all replicas again and again, for ever; sooner when a notice comes or a replica is new."""
+    last, last_calm, known = 0.0, 0.0, frozenset[str]()
+    clock = asyncio.get_running_loop().time
+    while True:
+        names = frozenset(each.name for each in fleet.view.replicas.values() if each.ready)
+        if names != known or clock() - last_calm >= CALM_SECONDS:
+            last_calm = clock()
+            await asyncio.gather(
+                *(_ask_for_adapters(fleet, engines, each) for each in list(fleet.view.replicas.values()) if each.ready)
+            )
+        if names != known or clock() - last >= (NOTICED_SECONDS if fleet.leaving.seen else CALM_SECONDS):
+            last, known = clock(), names
+            await asyncio.gather(*(_ask(fleet, engines, each) for each in list(fleet.view.replicas.values())))
+        await asyncio.sleep(NOTICED_SECONDS / 2)
+
+
+async def _ask(fleet: Fleet, engines: EngineClient, replica: Replica) -> None:
+    states = fleet.knowledge.states
+    try:
+        state = await engines.kv_state(replica.url)
+    except EngineError as error:
+        logger.debug("%s", error)  # what it said before stands; whether it lives, its streams tell
+        return
+    if state is None or replica.name not in fleet.view.replicas:
+        states.pop(replica.name, None)
+    else:
+        states[replica.name] = state
+
+
+async def _ask_for_adapters(fleet: Fleet, engines: EngineClient, replica: Replica) -> None:
+    try:
+        served = await engines.models(replica.url)
+    except EngineError as error:
+        logger.debug("%s", error)  # what it served before stands
+        return
+    knowledge = fleet.knowledge
+    if replica.name in fleet.view.replicas:
+        knowledge.adapters[replica.name] = frozenset(each.name for each in served if each.is_adapter)
+        lengths = [each.longest for each in served if not each.is_adapter]
+        knowledge.lengths[replica.name] = min(lengths, default=0)

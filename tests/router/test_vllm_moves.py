@@ -1,0 +1,209 @@
+"""The whole way on two real vLLM engines: streams through the router, a notice, and every token as if there were none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from datetime import UTC, datetime, timedelta
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from e2e.vllm_venv import ensure_venv
+from medley.router.fleet import FleetView, Limits, Replica
+from medley.router.main import running
+from medley.router.server import Followed, Options
+from medley.router.settings import RouterSettings
+from tests.engine.kv.engines import KEY, engines
+from tests.model import ensure_model
+
+pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module")]
+
+TOKENS, BEGUN, STREAMS = 400, 12, 6
+CASES = {
+    "greedy": {},
+    "seeded": {"temperature": 1.0, "seed": 7},
+    "penalties": {"presence_penalty": 1.5, "frequency_penalty": 0.7},
+    "regex": {"structured_outputs": {"regex": "(ab|ba|fox)( (the|lazy) [a-z]{3}){120}"}},
+    "two choices": {"temperature": 1.0, "seed": 9, "n": 2},
+}
+
+
+async def until(holds) -> None:
+    for _ in range(6000):
+        if holds():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("it did not come about within five minutes")
+
+
+def prompt(number: int) -> list[int]:
+    return [(7 * i * i + (13 + number) * i + 5 + 11 * number) % 500 + 3 for i in range(2500 + 10 * number)]
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def stage(tmp_path_factory):
+    """Two engines, and a router that sees what `show` says."""
+    python, model = await asyncio.to_thread(ensure_venv), await asyncio.to_thread(ensure_model)
+    folder = tmp_path_factory.mktemp("moves")
+    key = folder / "key"
+    key.write_text(KEY)
+    async with engines(folder, python, model, {"MEDLEY_KV_HOST": "127.0.0.1"}, e0=(), e1=()) as started:
+        kept: list[Followed] = []
+
+        async def source(followed: Followed, _) -> None:
+            followed.serving.model = "m"
+            kept.append(followed)
+            await asyncio.Event().wait()
+
+        settings = RouterSettings(
+            engines=("http://named.by.the.source",),
+            tokenizer=model / "tokenizer.json",
+            engine_key_file=key,
+            host="127.0.0.1",
+            port=0,
+            # The machine is shared: slowness is not to be taken for silence here.
+            limits=Limits(timedelta(seconds=120), timedelta(seconds=300)),
+            options=Options(timedelta(seconds=900), 256),
+        )
+        async with running(settings, source) as router:
+            await until(lambda: kept)
+
+            def show(**leaving: float | None) -> None:
+                now = datetime.now(UTC)
+                kept[0].fleet.replace(
+                    FleetView(
+                        {
+                            name: Replica(
+                                name,
+                                next(each.url for each in started if each.name == name),
+                                leaves_at=None if seconds is None else now + timedelta(seconds=seconds),
+                            )
+                            for name, seconds in leaving.items()
+                        }
+                    )
+                )
+
+            yield router.url, kept[0].fleet, show, {each.name: each for each in started}
+
+
+async def ask(url: str, number: int, begun: asyncio.Event, **sampling):
+    """Return the tokens of each choice, and the finish reasons."""
+    body = {"prompt": prompt(number), "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, "logprobs": 0}
+    tokens: dict[int, list[str]] = {}
+    reasons: dict[int, str] = {}
+    async with (
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=900)) as session,
+        session.post(f"{url}/v1/completions", json={**body, **sampling, "stream": True}) as response,
+    ):
+        assert response.status == 200, await response.text()
+        async for line in response.content:
+            if not line.startswith(b"data: {"):
+                continue
+            event = json.loads(line[6:])
+            assert "error" not in event, event
+            for choice in event["choices"]:
+                tokens.setdefault(choice["index"], []).extend((choice["logprobs"] or {}).get("tokens", ()))
+                if choice["finish_reason"]:
+                    reasons[choice["index"]] = choice["finish_reason"]
+            if all(len(each) >= BEGUN for each in tokens.values()):
+                begun.set()
+    return tokens, reasons
+
+
+async def figures(url: str) -> dict[str, float]:
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
+        lines = (await response.text()).splitlines()
+    return {
+        line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1])
+        for line in lines
+        if line.startswith(("medley_router_departures_total", "medley_router_pause_seconds"))
+    }
+
+
+async def moved(stage, asked, notice: float):
+    """Ask all on e0, give notice when each has begun; return the answers and what was counted."""
+    url, fleet, show, _ = stage
+    show(e0=None)
+    await until(lambda: "e0" in fleet.knowledge.states)
+    before = await figures(url)
+    begun = [asyncio.Event() for _ in asked]
+    tasks = [
+        asyncio.create_task(ask(url, n, event, **sampling)) for (n, sampling), event in zip(asked, begun, strict=True)
+    ]
+    await asyncio.gather(*(event.wait() for event in begun))
+    show(e0=None, e1=None)
+    await until(lambda: "e1" in fleet.knowledge.states)
+    show(e0=notice, e1=None)
+    answers = await asyncio.gather(*tasks)
+    after = await figures(url)
+    return answers, {name: after[name] - before.get(name, 0.0) for name in after}
+
+
+async def unpinned(engine) -> None:
+    for _ in range(600):
+        state = await engine.state()
+        if not state["exports"] and state["free_blocks"] == state["total_blocks"]:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(state)
+
+
+def how(counted):
+    return {
+        kind: counted[f'medley_router_departures_total{{how="{kind}"}}'] for kind in ("finished", "carried", "refilled")
+    }
+
+
+@pytest.mark.parametrize("sampling", CASES.values(), ids=CASES)
+async def test_a_carried_stream_is_the_uninterrupted_one(stage, sampling):
+    url, _, show, started = stage
+    show(e0=None)
+    whole = await ask(url, 1, asyncio.Event(), **sampling)
+    (answer,), counted = await moved(stage, [(1, sampling)], notice=1.0)
+    assert answer == whole
+    assert counted['medley_router_departures_total{how="refilled"}'] == 0
+    await asyncio.gather(*map(unpinned, started.values()))
+
+
+async def test_many_streams_leave_together(stage, record_property):
+    url, _, show, started = stage
+    show(e0=None)
+    numbers = range(10, 10 + STREAMS)
+    whole = list(await asyncio.gather(*(ask(url, n, asyncio.Event()) for n in numbers)))
+    before = await started["e1"].prompt_tokens()
+    answers, counted = await moved(stage, [(n, {}) for n in numbers], notice=3.0)
+    after = await started["e1"].prompt_tokens()
+    assert answers == whole
+    assert (sum(how(counted).values()), how(counted)["refilled"]) == (STREAMS, 0)
+    assert how(counted)["carried"] > 0
+    # One token is computed per carry and per copy ahead.
+    carried = how(counted)["carried"]
+    computed = after["local_compute"] - before["local_compute"]
+    assert carried <= computed <= 3 * carried
+    pauses = counted['medley_router_pause_seconds_sum{kind="carried"}']
+    record_property("mean_pause_s", pauses / carried if carried else math.nan)
+    await asyncio.gather(*map(unpinned, started.values()))
+
+
+async def test_a_source_that_dies_in_mid_move_costs_no_token(stage):
+    url, _, show, started = stage
+    show(e0=None)
+    numbers = range(30, 30 + STREAMS)
+    whole = list(await asyncio.gather(*(ask(url, n, asyncio.Event()) for n in numbers)))
+
+    async def kill():
+        for _ in range(20_000):
+            if (await started["e0"].state())["exports"]:
+                break
+            await asyncio.sleep(0.005)
+        started["e0"].kill()
+
+    killing = asyncio.create_task(kill())
+    answers, counted = await moved(stage, [(n, {}) for n in numbers], notice=3.0)
+    await killing
+    assert answers == whole
+    assert counted['medley_router_pause_seconds_count{kind="carried"}'] <= STREAMS
+    await unpinned(started["e1"])
