@@ -18,14 +18,14 @@ from medley.wire.ticket import KvState
 from tests.router.test_fleet import World, leaving, replica
 
 
-def state(numerics="n", *, capable=True, free_blocks=100):
+def state(numerics="n", *, capable=True, free_blocks=1000):
     return KvState(
         mode=MigrationMode.AUTO,
         capable=capable,
         numerics=numerics,
         block_size=16,
         bytes_per_token=1000,
-        total_blocks=200,
+        total_blocks=2000,
         free_blocks=free_blocks,
     )
 
@@ -72,7 +72,7 @@ def test_what_one_leaving_replica_was_given_the_other_cannot_have():
     states = {"a": state(), "b": state(), "c": state(free_blocks=130)}
     world, attempts, _ = moving("a", "b", "c", states=states, sources=("a", "b"), seconds=20.0)
     assert sorted(attempt.way is None for attempt in attempts.values()) == [False, True]
-    world.later(30)
+    world.later(1)
     assert sorted(attempt.way is None for attempt in attempts.values()) == [False, True]
 
 
@@ -92,7 +92,7 @@ def test_a_target_that_leaves_too_is_given_up():
 
 
 def test_what_is_known_of_a_target():
-    knowledge = Knowledge({"a": state(), "b": state()})
+    knowledge = Knowledge({"a": state(), "b": state(free_blocks=100)})
     knowledge.prefill_tokens_per_s["b"] = Measured(5000.0)
     here = Candidate("b", "l4", 3, 10)
     assert knowledge.target(here, replica("b", resumes_output=True), "a") == Target(

@@ -1,13 +1,39 @@
-"""Events that were read together."""
+"""Events that were read together, and those that are read the short way."""
 
 from __future__ import annotations
 
-import pytest
+import json
 
-from medley.wire.generate import EngineFault, TokenEvent, TokenLogprob, merged
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medley.core.errors import EngineError
+from medley.wire.generate import EngineFault, TokenEvent, TokenLogprob, parse_event, parse_events
 
 LOGPROB = TokenLogprob(1, -0.5, ())
 FAULT = EngineFault(500, "x", None)
+
+
+def spelled(each):
+    """Spell an event as vLLM does."""
+    if isinstance(each, EngineFault):
+        return json.dumps({"error": {"message": each.message, "code": each.code}}).encode()
+    content = [
+        {"token_id": one.token_id, "logprob": one.logprob, "rank": 1, "top_logprobs": []} for one in each.logprobs
+    ]
+    choice = {
+        "index": 0,
+        "finish_reason": each.finish_reason,
+        "stop_reason": each.stop_reason,
+        "token_ids": each.token_ids,
+        "routed_experts": None,
+        "sampling_mask": None,
+        "weight_versions": None,
+        "logprobs": {"content": content} if content else None,
+    }
+    event = {"request_id": "generate-tokens-cmpl-0", "usage": None, "output_mode": "tokens", "choices": [choice]}
+    return json.dumps(event, separators=(",", ":")).encode()
 
 
 def event(*tokens, reason=None, logprobs=()):
@@ -34,4 +60,27 @@ def event(*tokens, reason=None, logprobs=()):
     ],
 )
 def test_what_only_adds_tokens_becomes_one(events, expected):
-    assert merged(events) == expected
+    assert parse_events([spelled(each) for each in events]) == expected
+
+
+PLAIN = spelled(event(5, 17))
+
+
+@given(st.binary(max_size=3), st.integers(0, len(PLAIN)), st.integers(0, 3))
+def test_the_short_way_reads_what_json_reads_and_nothing_else(noise, at, cut):
+    """Whatever is written over a plain event, both ways agree."""
+    payload = PLAIN[:at] + noise + PLAIN[at + cut :]
+    try:
+        read = parse_event(payload)
+    except EngineError:
+        read = None
+    try:
+        short = parse_events([payload])
+    except EngineError:
+        short = []
+    assert short == ([] if read is None else [read])
+
+
+@given(st.lists(st.integers(0, 10**9 - 1), min_size=1, max_size=5))
+def test_plain_events_are_read_whole(tokens):
+    assert parse_events([spelled(event(*tokens)), spelled(event(*tokens))]) == [event(*tokens, *tokens)]

@@ -26,8 +26,9 @@ from medley.kube.api import LLM_SERVICE, NODE, POD, Api, Kind, connected
 from medley.kube.readiness import probed_ready
 from medley.kube.watch import ObjectKey, watched
 from medley.planning.routing import RoutingTable
+from medley.router.attempt import Replica
 from medley.router.engine_client import EngineClient
-from medley.router.fleet import FleetView, Limits, Replica
+from medley.router.fleet import FleetView, Limits
 from medley.router.server import Followed
 from medley.wire.assignment import Capability, EngineReport
 

@@ -127,8 +127,7 @@ class Delivery:
             fault = carried.result()
         finally:
             carried.cancel()  # the client left, or it is done already
-        await response.write(self._ending(form, ready, fault))
-        await response.write_eof()
+        await response.write_eof(self._ending(form, ready, fault))
         return response
 
     def _deliverer(

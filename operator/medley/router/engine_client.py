@@ -31,8 +31,7 @@ from medley.wire.generate import (
     GenerateCall,
     Rendered,
     TokenEvent,
-    merged,
-    parse_event,
+    parse_events,
     parse_fault,
     parse_rendered,
 )
@@ -122,9 +121,9 @@ class EngineClient:
                     return
                 accepted = True
                 async for block in response.content.iter_any():
-                    events = [event for data in splitter.feed(block) if (event := parse_event(data)) is not None]
+                    events = parse_events(splitter.feed(block))
                     if events:
-                        yield [*(merged(events) if len(events) > 1 else events)]
+                        yield [*events]
         except aiohttp.ClientConnectorError:
             yield [Broken(Cause.UNREACHABLE, accepted=False)]
         except aiohttp.ConnectionTimeoutError:
@@ -165,7 +164,7 @@ class EngineClient:
                 fault = parse_fault(status, answer)
                 return Broken(Cause.ENGINE_ERROR, accepted=True) if _is_the_engines(fault.code) else fault
             read = json.loads(answer)
-        except (EngineError, ValueError):
+        except (EngineError, ValueError, RecursionError):
             return Broken(Cause.CONNECTION, accepted=True)
         return read if isinstance(read, dict) else Broken(Cause.ENGINE_ERROR, accepted=True)
 

@@ -63,6 +63,8 @@ class Rendering:
                         raise RequestError(code, message, param)
                     case Broken():
                         tried = replica[0]
+                    case _ if len(answer) != question.prompts:
+                        tried = replica[0]  # it answered something else than was asked
                     case _:
                         if key is not None:
                             self._remember(key, question, answer)

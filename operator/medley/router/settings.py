@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 from medley.core import names, units
 from medley.core.errors import InvalidInputError
 from medley.core.identity import TLS_FOLDER_VARIABLE
+from medley.router.delivery import Options
 from medley.router.fleet import Limits
-from medley.router.server import Options
 
 NAMESPACE = "MEDLEY_NAMESPACE"
 SERVICE = "MEDLEY_SERVICE"

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from medley.core.errors import EngineError
+from medley.router.attempt import Replica
 from medley.router.engine_client import EngineClient
-from medley.router.fleet import FleetView, Replica
+from medley.router.fleet import FleetView
 from medley.router.server import Followed
 
 logger = logging.getLogger(__name__)

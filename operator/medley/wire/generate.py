@@ -8,6 +8,7 @@ the router and by its stub engine. Only the fields that medley uses are parsed; 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -37,6 +38,15 @@ _NOT_SAMPLED = frozenset({
     "n", "seed", "stop", "max_tokens", "min_tokens", "output_kind", "skip_clone", "output_text_buffer_length",
     "include_stop_str_in_output", "detokenize", "skip_special_tokens", "spaces_between_special_tokens", "extra_args",
 })  # fmt: skip
+
+
+# An event that brings tokens and nothing else, just as vLLM writes it: nearly all are, and this reads them in a quarter
+# of the time. Anything else, and anything that differs by a byte, is parsed.
+_PLAIN_EVENT = re.compile(
+    rb'\{"request_id":"[\w.-]*","usage":null,"output_mode":"tokens","choices":\[\{"index":0,(?:"logprobs":null,)?'
+    rb'"finish_reason":null,"stop_reason":null,"token_ids":\[((?:0|[1-9]\d{0,8})(?:,(?:0|[1-9]\d{0,8}))*)\]'
+    rb'(?:,"routed_experts":null)?(?:,"sampling_mask":null)?(?:,"weight_versions":null)?(?:,"logprobs":null)?\}\]\}'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +127,30 @@ def parse_rendered(answer: Mapping[str, Any]) -> Rendered:
         raise EngineError(f"reading a rendered request: expected token_ids and sampling_params, {error!r}") from error
 
 
+def parse_events(payloads: Sequence[bytes]) -> list[TokenEvent | EngineFault]:
+    """Parse what came in one read; events that only add tokens become one, so that a reader that is behind catches up.
+
+    Raises `EngineError` if any of them is not the protocol.
+    """
+    made: list[TokenEvent | EngineFault] = []
+    token_ids: list[int] = []
+    for payload in payloads:
+        plain = _PLAIN_EVENT.fullmatch(payload)
+        if plain is not None:
+            token_ids += map(int, plain[1].split(b","))
+            continue
+        event = parse_event(payload)
+        if event is None:
+            continue
+        if token_ids:
+            made.append(TokenEvent(token_ids, None, None, ()))
+            token_ids = []
+        made.append(event)
+    if token_ids:
+        made.append(TokenEvent(token_ids, None, None, ()))
+    return _merged(made) if len(made) > 1 else made
+
+
 def parse_event(payload: bytes) -> TokenEvent | EngineFault | None:
     """Parse the data of one server-sent event; None if it carries no tokens (`[DONE]`, usage)."""
     if payload == b"[DONE]":
@@ -179,8 +213,8 @@ def _logprobs(content: Sequence[Mapping[str, Any]]) -> tuple[TokenLogprob, ...]:
     )
 
 
-def merged(events: Sequence[TokenEvent | EngineFault]) -> list[TokenEvent | EngineFault]:
-    """Return the events of one read with those that only add tokens made one: a reader that is behind catches up.
+def _merged(events: Sequence[TokenEvent | EngineFault]) -> list[TokenEvent | EngineFault]:
+    """Return the events with those that only add tokens made one.
 
     An end that is no finish stays by itself, since what it carries may not count.
     """

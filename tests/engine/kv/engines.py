@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -83,7 +84,9 @@ class Engine:
             self.kill()
 
     async def post(self, path: str, body, status: int = 200):
-        async with self.session.post(self.url + path, json=body) as answer:
+        data = io.BytesIO(json.dumps(body).encode())
+        headers = {"Content-Type": "application/json"}
+        async with self.session.post(self.url + path, data=data, headers=headers) as answer:
             text = await answer.text()
             assert answer.status == status, text
             return json.loads(text)

@@ -1,6 +1,6 @@
 """Carries requests between engines of different tensor and pipeline sizes, and compares every token. Run by hand:
 
-    python -m tests.engine.kv.matrix [--pairs tp1,tp2 tp1,pp2 tp2,pp2] [--report FILE]
+    python -m tests.engine.kv.matrix [--pairs tp1,tp2 tp1,pp2 tp2,pp2] [--sampling greedy seeded] [--report FILE]
 
 Each pair of engines is started once and serves both directions. Hours on a shared machine, so not part of `make test`;
 the two engines of `test_vllm_carry.py` are.
@@ -68,7 +68,7 @@ async def move(source: Engine, target: Engine, kind: str, seed: int) -> dict:
     }  # fmt: skip
 
 
-async def run(pairs: list[str], report: Path) -> bool:
+async def run(pairs: list[str], kinds: list[str], report: Path) -> bool:
     python, model = await asyncio.to_thread(ensure_venv), await asyncio.to_thread(ensure_model)
     results: list[dict] = []
     for pair in pairs:
@@ -78,7 +78,7 @@ async def run(pairs: list[str], report: Path) -> bool:
                 await warmed.tokens("warm", [5, 6, 7], max_tokens=4)
             first, second = started
             for source, target in ((first, second), (second, first)):
-                for seed, kind in enumerate(SAMPLING, start=len(results)):
+                for seed, kind in enumerate(kinds, start=len(results)):
                     results.append(await move(source, target, kind, seed))
                     sys.stdout.write(f"{json.dumps(results[-1])}\n")
                     sys.stdout.flush()
@@ -97,9 +97,10 @@ async def run(pairs: list[str], report: Path) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", nargs="+", default=["tp1,tp2", "tp1,pp2", "tp2,pp2"])
+    parser.add_argument("--sampling", nargs="+", choices=SAMPLING, default=list(SAMPLING))
     parser.add_argument("--report", type=Path, default=Path("matrix.json"))
     options = parser.parse_args()
-    return 0 if asyncio.run(run(options.pairs, options.report)) else 1
+    return 0 if asyncio.run(run(options.pairs, options.sampling, options.report)) else 1
 
 
 if __name__ == "__main__":

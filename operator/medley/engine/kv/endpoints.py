@@ -100,9 +100,9 @@ def endpoints() -> KvEndpoints:
 async def _parsed(kind: type[_M], request: Request) -> _M:
     body = bytearray()
     async for block in request.stream():
-        body += block
-        if len(body) > _BODY_LIMIT:
-            raise _RefusedError(413, f"body: at most {_BODY_LIMIT} bytes")
+        body += block[: _BODY_LIMIT + 1 - len(body)]  # read to its end all the same, else the answer may be lost
+    if len(body) > _BODY_LIMIT:
+        raise _RefusedError(413, f"body: at most {_BODY_LIMIT} bytes")
     try:
         return kind.model_validate_json(bytes(body or b"{}"))
     except ValidationError as error:
