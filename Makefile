@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export MEDLEY_DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format generate bench soak stage-up stage-down clean
+.PHONY: help demo test test-fast lint format generate examples samples bench soak stage-up stage-down clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,6 +45,13 @@ format: $(VENV)/.installed  ## Format and fix what can be fixed
 
 generate: $(VENV)/.installed  ## Write the CRDs from the models
 	@$(BIN)/python -m medley.api.crd
+
+# The command stands in each file's first line; a test runs it and compares.
+examples: $(VENV)/.installed  ## Estimate the profiles of the examples again
+	@for file in examples/performanceprofile*.yaml; do $(BIN)/$$(sed -n '1s/^# //p' $$file) --out $$file >/dev/null; done
+
+samples: $(VENV)/.installed  ## Print again what the documents show of the commands
+	@$(BIN)/python -m tests.docs.samples --slow
 
 soak: $(VENV)/.installed  ## Interrupt streams N times in all (N=1000, ENGINE=vllm|stub); goes on where it was stopped: build/soak.json
 	@$(BIN)/python -m e2e.soak --interruptions $(or $(N),1000) --engine $(or $(ENGINE),vllm)

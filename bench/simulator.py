@@ -41,7 +41,7 @@ PAIRS = (
     ((8000, 1), (200, 50)),
     ((4000, 20), (100, 200)),
     ((2000, 100), (100, 1500)),
-    ((6000, 10), (50, 800)),
+    ((6000, 40), (50, 800)),
 )
 # Engines, mixes and promises that no constant of the formulas was set by: GPU, mix, TPOT in ms, TTFT in s.
 ELSEWHERE = (

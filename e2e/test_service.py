@@ -186,13 +186,14 @@ async def test_what_cannot_run_says_so_and_how_to_mend_it(cluster: Any, environm
         found = condition(await cluster.get("llmservice", name, "--namespace", name), "CapacityReady")
         return found if found.get("status") == "False" and wrong[name][2] in found["message"] else {}
 
-    for name in wrong:
-        await begin(name)
+    async def end(name: str) -> list[Any]:
+        await cluster.kubectl("delete", "llmservice", name, "--namespace", name, "--timeout=60s")
+        return list(await cluster.engines(name, name))
+
+    await asyncio.gather(*map(begin, wrong))
     for name in wrong:
         await until(f"CapacityReady=False of {name}", partial(said, name), seconds=120)
-    for name in wrong:
-        await cluster.kubectl("delete", "llmservice", name, "--namespace", name, "--timeout=60s")
-        assert await cluster.engines(name, name) == []
+    assert await asyncio.gather(*map(end, wrong)) == [[], [], []]
 
 
 async def test_streams_flow_while_the_api_server_is_away(

@@ -104,7 +104,13 @@ def node(api: Api, request: pytest.FixtureRequest) -> str:
     """Return a node that Karpenter made for a pod of this test, with the pod running on it."""
     name = request.node.name.replace("_", "-").replace("[", "-").replace("]", "")[-50:].strip("-")
     api.create(PODS, gpu_pod(name))
-    cluster.kubectl("--namespace", NAMESPACE, "wait", "--for=condition=Ready", f"pod/{name}", "--timeout=120s")
+    # A machine that is busy elsewhere boots nodes slowly; one that cannot says here what it waits for.
+    wait = ("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=300s")
+    try:
+        cluster.kubectl("--namespace", NAMESPACE, *wait)
+    except StageError as error:
+        about = cluster.kubectl("--namespace", NAMESPACE, "describe", "pod", name)
+        raise StageError(f"{error}\n{about}\n{cluster.kubectl('get', 'nodes,nodeclaims', '-o', 'wide')}") from error
     return str(api.get(f"{PODS}/{name}")["spec"]["nodeName"])
 
 

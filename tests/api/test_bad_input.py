@@ -116,6 +116,18 @@ RULES = {
         "spec.slo",
         "promise at least one of ttft and tpot, for example tpot: 40ms; or leave slo out for the default",
     ),
+    "minutes per token": (
+        "LLMService",
+        {"spec.slo": {"tpot": "100m"}},
+        "spec.slo.tpot",
+        "tpot 100m is ten seconds or more per token: another unit is meant, such as 100ms (m is minutes)",
+    ),
+    "hours until the first token": (
+        "LLMService",
+        {"spec.slo": {"ttft": "2h"}},
+        "spec.slo.ttft",
+        "ttft 2h is ten minutes or more until the first token: another unit is meant, such as 100ms (m is minutes)",
+    ),
     "floor without spot": (
         "LLMService",
         {"spec.spot": {"policy": "Never", "onDemandFloor": "20%"}},
@@ -127,6 +139,57 @@ RULES = {
         {"spec.spot": {"policy": "Never", "surviveZoneLoss": "80%"}},
         "spec.spot.surviveZoneLoss",
         "policy Never buys no spot, so no spot can be lost: remove surviveZoneLoss, or set policy: Prefer",
+    ),
+    "class loss without spot": (
+        "LLMService",
+        {"spec.spot": {"policy": "Never", "surviveClassLoss": "50%"}},
+        "spec.spot.surviveClassLoss",
+        "policy Never buys no spot, so no spot can be lost: remove surviveClassLoss, or set policy: Prefer",
+    ),
+    "loss of a class in a zone without spot": (
+        "LLMService",
+        {"spec.spot": {"policy": "Never", "surviveClassZoneLoss": "50%"}},
+        "spec.spot.surviveClassZoneLoss",
+        "policy Never buys no spot, so no spot can be lost: remove surviveClassZoneLoss, or set policy: Prefer",
+    ),
+    "more zones than replicas": (
+        "LLMService",
+        {"spec.spread": {"minZones": 3}, "spec.limits": {"maxReplicas": 2}},
+        "spec.spread.minZones",
+        "spread.minZones needs a replica in each of its zones: raise limits.maxReplicas, or lower minZones",
+    ),
+    "more zones than are allowed": (
+        "LLMService",
+        {"spec.spread": {"minZones": 3}, "spec.accelerators": {"zones": ["a", "b"]}},
+        "spec.spread.minZones",
+        "spread.minZones is above the number of accelerators.zones: allow more zones, or lower minZones",
+    ),
+    "parts of zones that do not make a whole": (
+        "LLMService",
+        {"spec.spread": {"maxZoneShare": "49%"}, "spec.accelerators": {"zones": ["a", "b"]}},
+        "spec.spread.maxZoneShare",
+        "spread.maxZoneShare times the accelerators.zones is below 100%: allow more zones, or raise maxZoneShare",
+    ),
+    "no part of any zone": (
+        "LLMService",
+        {"spec.spread": {"maxZoneShare": "0%"}},
+        "spec.spread.maxZoneShare",
+        "maxZoneShare 0% leaves every zone empty: write at least 1%, or remove it",
+    ),
+    "a comparison that is carried out": (
+        "LLMService",
+        {"spec.allocation": "Melange"},
+        "spec.allocation",
+        (
+            "allocation Melange keeps no limits and survives no loss, so it is for comparison: "
+            "set mode: Plan, or allocation: Shares"
+        ),
+    ),
+    "a quota of the account on nothing": (
+        "AcceleratorClass",
+        {"spec.gpuQuota": {}},
+        "spec.gpuQuota",
+        "gpuQuota bounds nothing: set onDemand, spot or both, or remove it",
     ),
     "contradictory limits": (
         "LLMService",
@@ -255,6 +318,12 @@ RULES = {
         "spec.zones[0]",
         "maxSpotNodes needs spotPerHour: set the price, or remove the cap",
     ),
+    "spot in cents": (
+        "AcceleratorClass",
+        {"spec.zones": [{"name": "a", "perHour": "0.8048", "spotPerHour": "32"}]},
+        "spec.zones[0].spotPerHour",
+        "spotPerHour is more than ten times perHour 0.8048: both are USD per hour of one node, not cents",
+    ),
     "nodes from two places": (
         "AcceleratorClass",
         {"spec.nodes.existing": {"nodeSelector": {"gpu": "l4"}}},
@@ -361,7 +430,28 @@ SCHEMA = {
         {"spec.limits": {"maxUSDPerHour": 40}},
         "spec.limits.maxUSDPerHour",
         "must be of type string",
-        "input should be a valid string, got 40",
+        'expected US dollars as a string such as "0.36", got 40: write "40"',
+    ),
+    "a duration as a number": (
+        "LLMService",
+        {"spec.slo": {"tpot": 100}},
+        "spec.slo.tpot",
+        "must be of type string",
+        'expected a duration such as 40ms, 2s, 10m or 1h, got 100: write "100ms"',
+    ),
+    "a percentage as a fraction": (
+        "LLMService",
+        {"spec.spot": {"onDemandFloor": 0.2}},
+        "spec.spot.onDemandFloor",
+        "must be of type string",
+        'expected a whole percentage from 0% to 100%, got 0.2: write "20%"',
+    ),
+    "a number as text": (
+        "LLMService",
+        {"spec.limits": {"maxReplicas": "40"}},
+        "spec.limits.maxReplicas",
+        "must be of type integer",
+        "expected a number, got the text '40': write it without quotes",
     ),
     "memory in decimal units": (
         "AcceleratorClass",

@@ -13,7 +13,9 @@ from medley.core.errors import InvalidInputError
 from medley.core.latency import LatencyModel
 from medley.core.profiles import Confidence, FittedLatency, Latency, LatencyPoint, Profile, ProfileSource
 from medley.core.service import (
+    AllocationMode,
     Forecast,
+    GpuQuota,
     Histogram,
     Limits,
     MigrationMode,
@@ -22,6 +24,7 @@ from medley.core.service import (
     Service,
     SpotPolicy,
     SpotUse,
+    Spread,
     WorkloadSource,
 )
 from medley.core.workload import Bucket, Demand, SizeGrid, Slo
@@ -64,8 +67,20 @@ def test_a_full_service():
             },
             "spec.priority": 5,
             "spec.accelerators": {"classes": ["l4", "a10g"], "zones": ["a"]},
-            "spec.spot": {"onDemandFloor": "20%", "surviveZoneLoss": "80%"},
-            "spec.limits": {"maxUSDPerHour": "40.5", "maxReplicas": 40, "minReplicas": 2},
+            "spec.spot": {
+                "onDemandFloor": "20%",
+                "surviveZoneLoss": "80%",
+                "surviveClassLoss": "50%",
+                "surviveClassZoneLoss": "90%",
+            },
+            "spec.limits": {
+                "maxUSDPerHour": "40.5",
+                "maxReplicas": 40,
+                "minReplicas": 2,
+                "gpuQuotas": [{"class": "l4", "market": "on-demand", "zone": "a", "gpus": 4}, {"gpus": 16}],
+            },
+            "spec.spread": {"minZones": 1, "maxZoneShare": "100%"},
+            "spec.allocation": "Melange",
             "spec.migration": {"mode": "Resume"},
             "spec.mode": "Plan",
         },
@@ -82,13 +97,20 @@ def test_a_full_service():
         workload_source=WorkloadSource.FORECAST,
         classes=("l4", "a10g"),
         zones=("a",),
-        spot=SpotPolicy(SpotUse.PREFER, 0.2, 0.8),
-        limits=Limits(Decimal("40.5"), 40, 2),
+        spot=SpotPolicy(SpotUse.PREFER, 0.2, 0.8, 0.5, 0.9),
+        limits=Limits(Decimal("40.5"), 40, 2, (GpuQuota(4, "l4", Market.ON_DEMAND, "a"), GpuQuota(16))),
         migration=MigrationMode.RESUME,
         mode=OperatingMode.PLAN,
         routing=RoutingKnowledge.ORACLE,
         priority=5,
+        spread=Spread(1, 1.0),
+        allocation=AllocationMode.MELANGE,
     )
+
+
+def test_replicas_are_spread_over_zones():
+    written = manifest("LLMService", {"spec.spread": {"minZones": 2, "maxZoneShare": "60%"}})
+    assert convert.service(convert.read_llm_service(written)).spread == Spread(2, 0.6)
 
 
 def test_a_class_that_karpenter_makes_nodes_for():
@@ -111,6 +133,7 @@ def test_a_class_that_karpenter_makes_nodes_for():
                 {"name": "b", "spotPerHour": "0.4"},
             ],
             "spec.engine.image": "vllm:1",
+            "spec.gpuQuota": {"onDemand": 16, "spot": 64},
         },
     )
     assert convert.accelerator_class(convert.read_accelerator_class(written)) == AcceleratorClass(
@@ -127,6 +150,7 @@ def test_a_class_that_karpenter_makes_nodes_for():
             NodeOffer(Market.SPOT, "b", 0.4, None),
         ),
         engine_image="vllm:1",
+        gpu_quotas=((Market.ON_DEMAND, 16), (Market.SPOT, 64)),
     )
 
 

@@ -42,6 +42,8 @@ def test_only_the_model_is_required_and_the_rest_is_written_down(plane, service)
         },
         "spot": {"policy": "Prefer"},
         "limits": {"maxReplicas": 20, "minReplicas": 1},
+        "spread": {"minZones": 1, "maxZoneShare": "100%"},
+        "allocation": "Shares",
         "migration": {"mode": "Auto"},
         "mode": "Auto",
         "priority": 0,

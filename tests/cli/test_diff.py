@@ -136,6 +136,25 @@ def test_what_stays_what_is_launched_and_what_goes(manifests, tmp_path, objects)
     assert (found["usdPerHourBefore"], found["usdPerHourAfter"], found["met"]) == (0.85, 0.84, True)
 
 
+def test_what_routers_measured_is_planned_for_as_the_operator_does(manifests, tmp_path, objects):
+    grid = objects[SERVICES]["spec"]["workload"]["distribution"]["histogram"]
+    objects[SERVICES]["status"]["workload"] = {
+        "requestsPerSecond": "1.5",
+        "requests": 900,
+        "inputEdges": grid["inputEdges"],
+        "outputEdges": grid["outputEdges"],
+        "classes": [{"input": 0, "output": 0, "requestsPerSecond": "1.5", "made": [1000]}],
+        "bursts": [],
+        "measuredAt": "2026-01-01T00:00:00Z",
+    }
+    with cluster(tmp_path, objects) as kubeconfig:
+        result = ran(kubeconfig, "-f", manifests, "-o", "json")
+    # One replica carries 1.7 requests/s of 2.
+    assert [each["change"] for each in json.loads(result.stdout)["replicas"]] == ["stays", "removed"]
+    told = "planned for 1.5 requests/s by what routers measured, as in status.workload; a --trace takes its place"
+    assert told in result.stderr
+
+
 def test_the_table_for_people(manifests, tmp_path, objects):
     with cluster(tmp_path, objects) as kubeconfig:
         shown = ran(kubeconfig, "-f", manifests).stdout

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from medley.cli import main
+from medley.cli.inputs import Options, overlaid
+from medley.cli.manifests import read
+from medley.core.service import WorkloadSource
 
 
 def ran(*arguments: str):
@@ -50,6 +54,13 @@ def test_the_trace_takes_the_place_of_the_forecast(manifests, tmp_path):
     found = status("-f", manifests, "--trace", trace(tmp_path, 10), "--trace-rate", "peak", "--trace-window", "10s")
     assert found["offerings"][0]["replicas"] == 6
     assert [share["input"] for share in found["routing"]["shares"]] == [1]
+
+
+def test_the_trace_takes_the_place_of_what_routers_measured(manifests, tmp_path):
+    asked = read([Path(manifests)])
+    found, _ = overlaid(asked, Options(trace=Path(trace(tmp_path, 10))), datetime(2030, 1, 1, tzinfo=UTC))
+    sources = asked.service.workload_source, found.service.workload_source
+    assert sources == (WorkloadSource.OBSERVED, WorkloadSource.FORECAST)
 
 
 def test_what_the_trace_says_is_told_beside_the_plan(manifests, tmp_path):

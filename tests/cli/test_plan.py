@@ -10,6 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+import medley.cli.profile
 from medley import __version__
 from medley.api.convert import read_llm_service
 from medley.cli import main
@@ -18,46 +19,16 @@ from medley.kube.status import status_json
 from medley.planning.fleet import Observed
 from medley.planning.reconcile import plan
 from medley.testing.builders import NOW
+from tests.cli import conftest
+from tests.cli.conftest import CLASS, PROFILE, existing
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXAMPLE_FILES = ("llmservice.yaml", "acceleratorclasses.yaml", "performanceprofiles.yaml")
-SERVICE = """
-apiVersion: medley.dev/v1alpha1
-kind: LLMService
-metadata: {name: chat}
-spec:
-  model: {name: llama, maxModelLen: 4096}
-  slo: {percentile: 99, tpot: 40ms, ttft: 2s}
-  workload:
-    requestsPerSecond: 4
-    distribution: {histogram: {inputEdges: [100, 1000], outputEdges: [100], weights: [[1], [1]]}}
-  spot: {policy: Prefer, onDemandFloor: 20%}
-"""
-CLASS = """
-apiVersion: medley.dev/v1alpha1
-kind: AcceleratorClass
-metadata: {name: l4}
-spec:
-  gpu: {product: NVIDIA-L4, memory: 24Gi}
-  zones: [{name: zone-a, perHour: "0.70", spotPerHour: "0.28"}]
-  nodes: {existing: {nodeSelector: {gpu: l4}, market: MARKET}}
-"""
-PROFILE = """
-apiVersion: medley.dev/v1alpha1
-kind: PerformanceProfile
-metadata: {name: llama-l4}
-spec:
-  model: llama
-  acceleratorClass: l4
-  source: Estimated
-  maxModelLen: 4096
-  points:
-  - {inputTokens: 1000, outputTokens: 100, requestsPerSecond: 2, latencies: [{percentile: 99, ttft: 500ms, tpot: 30ms}]}
-"""
+SERVICE = conftest.SERVICE + "  spot: {policy: Prefer, onDemandFloor: 20%}\n"
 
 
 def catalogue(market: str = "on-demand") -> str:
-    return CLASS.replace("MARKET", market) + "---" + PROFILE
+    return conftest.catalogue(existing(market))
 
 
 @pytest.fixture
@@ -83,7 +54,14 @@ def test_the_status_that_the_operator_would_write(files):
     # 4 requests/s, 2 per replica, of which 85 % are relied on: three replicas.
     assert json.loads(result.stdout) == {
         "offerings": [
-            {"shape": "l4", "market": "on-demand", "zone": "zone-a", "replicas": 3, "ready": 0, "usdPerHour": "2.10"}
+            {
+                "shape": "l4",
+                "market": "on-demand",
+                "zone": "us-east-1a",
+                "replicas": 3,
+                "ready": 0,
+                "usdPerHour": "2.10",
+            }
         ],
         "routing": {
             "inputEdges": [100, 1000],
@@ -108,7 +86,7 @@ def test_the_status_that_the_operator_would_write(files):
         pytest.param([(EXAMPLES / name).read_text() for name in EXAMPLE_FILES], False, id="the examples"),
         pytest.param([SERVICE + "  limits: {maxUSDPerHour: '1.00', maxReplicas: 2}", catalogue()], True, id="limits"),
         pytest.param([SERVICE, catalogue("spot")], True, id="no on-demand"),
-        pytest.param([SERVICE, CLASS.replace("MARKET", "spot")], True, id="no profile"),
+        pytest.param([SERVICE, CLASS.replace("NODES", existing("spot"))], True, id="no profile"),
         pytest.param([SERVICE], True, id="no class"),
     ],
 )
@@ -127,9 +105,9 @@ def test_the_operator_writes_what_the_tool_prints(files, documents, infeasible):
 def test_without_profiles_the_remedy_is_to_write_one(files):
     result = ran(*files(*((EXAMPLES / name).read_text() for name in EXAMPLE_FILES if "profile" not in name)))
     model = "meta-llama/Llama-3.1-8B-Instruct"
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stdout.splitlines()[:4] == [
-        f"chat: {model}, 1 requests/s, TTFT ≤ 2000 ms and TPOT ≤ 100 ms for 99 % of requests",
+        f"chat: {model}, 1 requests/s, TTFT ≤ 2,000 ms and TPOT ≤ 100 ms for 99 % of requests",
         "cannot be met: 1 requests/s stay unserved",
         (
             f"  PerformanceProfile: write a PerformanceProfile, measured or estimated, of {model} on class a10g, h100, l4 or "
@@ -148,7 +126,7 @@ def test_the_table_for_people(files):
     service, catalogue_file = files(SERVICE, catalogue())[1::2]
     result = ran("-f", service, "-c", catalogue_file)
     assert result.exit_code == 0
-    assert "chat: llama, 4 requests/s, TTFT ≤ 2000 ms and TPOT ≤ 40 ms for 99 % of requests" in result.stdout
+    assert "chat: llama, 4 requests/s, TTFT ≤ 2,000 ms and TPOT ≤ 40 ms for 99 % of requests" in result.stdout
     assert "2.10 USD/h, on-demand alone 2.10 USD/h: saves 0 %" in result.stdout
 
 
@@ -163,7 +141,7 @@ def test_what_cannot_be_met_is_said_with_status_1(files):
 @pytest.mark.parametrize(
     ("documents", "message"),
     [
-        pytest.param([CLASS.replace("MARKET", "spot")], "expected one LLMService of medley.dev/v1alpha1, found 0", id="no service"),
+        pytest.param([CLASS.replace("NODES", existing("spot"))], "expected one LLMService of medley.dev/v1alpha1, found 0", id="no service"),
         pytest.param([SERVICE, SERVICE], "expected one LLMService of medley.dev/v1alpha1, found 2", id="two services"),
         pytest.param([SERVICE, PROFILE + "---" + PROFILE], "PerformanceProfile llama-l4 is there more than once", id="twice"),
         pytest.param([SERVICE.replace("40ms", "40msec"), catalogue()], "document 1: spec.slo.tpot: expected a duration", id="no unit"),
@@ -186,6 +164,57 @@ def test_manifests_that_must_be_corrected_are_refused_with_status_2(files, docum
 def test_a_file_that_is_not_there(tmp_path):
     result = ran("-f", str(tmp_path / "none.yaml"))
     assert (result.exit_code, "cannot be read: No such file or directory" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param([], "error: missing option '-f' / '--file'; see medley plan --help", id="no file"),
+        pytest.param(["--nope"], "error: no such option: --nope; see medley plan --help", id="no such option"),
+        pytest.param(
+            ["-f", "BAD"], "error: BAD: is not YAML: line 2, column 2: expected ',' or ']', but got ':'", id="YAML"
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path, arguments, said):
+    path = tmp_path / "bad.yaml"
+    path.write_text("a: [b\nc: d: e")
+    result = CliRunner().invoke(
+        main, ["plan", *(each.replace("BAD", str(path)) for each in arguments)], prog_name="medley"
+    )
+    assert (result.exit_code, result.stderr) == (2, said.replace("BAD", str(path)) + "\n")
+
+
+def test_lines_of_a_pipe_are_as_long_as_they_must_be(files):
+    result = CliRunner().invoke(main, ["plan", *files(SERVICE, catalogue("spot"))], env={"COLUMNS": "80"})
+    assert max(len(line) for line in result.stdout.splitlines()) > 80
+    assert all(line == line.rstrip() for line in result.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "warned"),
+    [
+        pytest.param(
+            "tpot: 40ms", "tpot: 2s", "spec.slo.tpot 2s is 2 s per token: is another unit meant", id="tpot in s"
+        ),
+        pytest.param("tpot: 40ms", "tpot: 40us", "spec.slo.tpot 40us is 40 us per token: is another", id="tpot in us"),
+        pytest.param(
+            'spotPerHour: "0.28"', 'spotPerHour: "2.8"', "l4 spot us-east-1a: 2.8 USD per node-hour is more", id="spot"
+        ),
+        pytest.param(
+            'perHour: "0.70"',
+            'perHour: "511"',
+            "l4 on-demand us-east-1a: 511 USD for an hour of a node: are these cents",
+            id="a month",
+        ),
+        pytest.param(
+            "tpot: 30ms", "tpot: 30s", "profile llama-l4: the shortest TPOT is 30s: is another unit", id="profile"
+        ),
+    ],
+)
+def test_units_that_can_hardly_be_meant_are_asked_about(files, old, new, warned):
+    documents = [each.replace(old, new) for each in (SERVICE, conftest.catalogue())]
+    assert f"warning: {warned}" in ran(*files(*documents)).stderr
 
 
 def test_other_kinds_of_objects_are_passed_over(files):
@@ -221,6 +250,7 @@ def test_a_missing_package_is_named_with_the_remedy(monkeypatch, tmp_path):
         monkeypatch.delitem(sys.modules, name)
     for name in [name for name in sys.modules if name.startswith("medley.cli.profile.fitted")]:
         monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(medley.cli.profile, "fitted", raising=False)
     done = CliRunner().invoke(main, ["profile", "fit", str(tmp_path)])
     assert (done.exit_code, done.output) == (
         2,
@@ -236,4 +266,36 @@ def test_what_profiles_are_worth_is_said(tmp_path):
     assert done.stderr == (
         "warning: profile misspelt: no AcceleratorClass is named L4\n"
         "note: estimates, not measurements: llama-l4, misspelt; measure with `medley profile measure`\n"
+    )
+
+
+def test_bounds_of_service_and_class_reach_the_plan(files):
+    bounded = SERVICE.replace("onDemandFloor: 20%", "surviveClassLoss: 50%") + (
+        "  limits: {gpuQuotas: [{class: l4, market: spot, gpus: 4}]}\n  spread: {minZones: 2}\n"
+    )
+    zones = (
+        "[{name: zone-a, perHour: '0.70', spotPerHour: '0.28'}, {name: zone-b, perHour: '0.70', spotPerHour: '0.28'}]"
+    )
+    two_zones = CLASS.replace('[{name: us-east-1a, perHour: "0.70", spotPerHour: "0.28"}]', zones)
+    bought = two_zones.replace("NODES", conftest.KARPENTER)
+    bought = bought.replace("  nodes:", "  gpuQuota: {spot: 1}\n  nodes:")
+    result = ran(*files(bounded, bought + "---" + PROFILE), "-o", "json")
+    assert result.exit_code == 0
+    # One spot GPU is all that the account may hold; the other two are on demand, and not all in one zone.
+    assert [(each["market"], each["replicas"]) for each in json.loads(result.stdout)["offerings"]] == [
+        ("on-demand", 1),
+        ("on-demand", 1),
+        ("spot", 1),
+    ]
+
+
+def test_the_published_programme_for_comparison(files):
+    asked = SERVICE + "  allocation: Melange\n  mode: Plan\n"
+    result = ran(*files(asked, catalogue()), "-o", "json")
+    assert result.exit_code == 0
+    plan = json.loads(result.stdout)
+    # 4 requests/s fill two replicas of 2 requests/s; the plan of shares keeps 15 % of three in reserve.
+    assert (plan["offerings"][0]["replicas"], plan["usdPerHour"]) == (2, "1.40")
+    assert (
+        "set mode: Plan, or allocation: Shares" in ran(*files(SERVICE + "  allocation: Melange\n", catalogue())).stderr
     )

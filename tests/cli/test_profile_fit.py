@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from medley.core.profiles import Confidence, ProfileSource
 from medley.planning.fit import StepPoint, fit, repeated
 from tests.conftest import DATA
 
+DOCS = Path(__file__).parents[2] / "docs"
 STEP, PREFILL, SEQUENCE, CONTEXT = 10.0, 0.1, 0.05, 0.0005  # milliseconds
 
 
@@ -190,12 +192,12 @@ def test_estimates_of_all_gpus_that_hold_the_model():
 def test_an_estimate_of_one_gpu_that_cannot_hold_it_is_an_error():
     result = medley("estimate", *LLAMA, "--dtype", "float16", "--gpu", "t4")
     assert result.exit_code == 2
-    assert "16 GB of weights do not fit 1 x t4 (12 GB usable): raise it" in result.stderr
+    assert "--tp: 16 GB of weights do not fit 1 x t4 (12 GB usable): raise it, or" in result.stderr
     assert medley("estimate", *LLAMA, "--dtype", "float16", "--gpu", "t4", "--tp", "2").exit_code == 0
     assert "no GPU t5 in the catalogue; there are t4, l4" in medley("estimate", *LLAMA, "--gpu", "t5").stderr
 
 
-def test_the_catalogue_has_a_source_and_a_date_for_every_gpu():
+def test_the_figures_of_every_gpu_have_sources_and_agree():
     entries = catalogue.entries()
     assert list(entries) == [
         "t4",
@@ -211,17 +213,57 @@ def test_the_catalogue_has_a_source_and_a_date_for_every_gpu():
         "mi300x",
     ]
     for entry in entries.values():
-        assert entry.source
-        assert entry.date
         # Dense rates: where there are both, fp8 is twice half precision.
         rates = {dtype.value: rate for dtype, rate in entry.teraflops.items()}
         if "fp8" in rates:
             assert rates["fp8"] == pytest.approx(2 * rates["bfloat16"], rel=0.02)
 
 
+def test_what_nobody_looked_up_is_said_where_people_read_it():
+    unconfirmed = {name: entry.unconfirmed for name, entry in catalogue.entries().items() if entry.unconfirmed}
+    assert unconfirmed == {"a10g": ("float32", "float16", "bfloat16", "linkGBPerSecond")}
+    assert "# Not confirmed: float32, float16, bfloat16, linkGBPerSecond\n" in medley("estimate", *LLAMA).stdout
+    assert "Not confirmed: A10G's" in (DOCS / "profiles.md").read_text()
+
+
+def test_an_estimate_says_how_it_was_made_and_can_be_made_again():
+    first = medley("estimate", *LLAMA, "--gpu", "l4", "--gpu", "h100", "--tp", "2").stdout
+    command = first.splitlines()[0].removeprefix("# ")
+    assert "--tp 2" in command
+    assert medley(*shlex.split(command)[2:]).stdout == first
+
+
+def test_parameters_in_full_are_refused_with_the_number_to_write():
+    result = medley("estimate", *LLAMA, "--parameters", "8030000000")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "error: --parameters: is in billions: write 8.03 for 8,030,000,000 parameters\n",
+    )
+
+
+def test_for_how_long_requests_an_estimate_is_is_said():
+    said = "note: for services whose spec.model.maxModelLen is at most 4,096 (--max-model-len)"
+    assert said in medley("estimate", *LLAMA, "--gpu", "l4").stderr
+
+
+FIGURES = """
+- name: x
+  product: X
+  memoryGiB: 10
+  bandwidthGBPerSecond: 1
+  teraflops: {float16: 1}
+  link: none
+  linkGBPerSecond: 1
+  sources: [{figures: [memoryGiB, bandwidthGBPerSecond, linkGBPerSecond%s], document: a sheet}]
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        (FIGURES % "", "x: give float16 one source each"),
+        (FIGURES % ", float16, fp8", "x: give fp8 one source each"),
+        (FIGURES % ", float16, float16", "x: give float16 one source each"),
         ("- {name: x}", "product"),
         ("nonsense", "valid list"),
         ("[", "cannot be read"),

@@ -56,6 +56,20 @@ def test_on_demand_has_all_the_time_its_pods_need_and_unknown_caps_are_no_limit(
     assert "terminationGracePeriod" not in spec["template"]["spec"]
 
 
+def test_the_quota_of_a_market_bounds_its_pool_where_it_is_tighter_than_the_caps():
+    quota = ((Market.SPOT, 10),)
+    pools = [
+        node_pool(accelerator_class("l4", max_nodes=nodes, gpus_per_node=2, gpu_quotas=quota), market)["spec"]
+        for nodes, market in ((4, Market.SPOT), (2, Market.SPOT), (None, Market.SPOT), (None, Market.ON_DEMAND))
+    ]
+    assert [each.get("limits") for each in pools] == [
+        {"nvidia.com/gpu": "10"},
+        {"nvidia.com/gpu": "8"},
+        {"nvidia.com/gpu": "10"},
+        None,
+    ]
+
+
 def test_an_unknown_cloud_gets_the_shortest_notice():
     nodes = KarpenterNodes("karpenter.example", "NodeClass", "gpu", ("x",))
     spec = node_pool(accelerator_class("l4", nodes=nodes), Market.SPOT)["spec"]

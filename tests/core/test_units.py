@@ -61,6 +61,22 @@ def test_other_money_is_refused(text):
         units.usd(text, field="f")
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (8000, "8,000"),
+        (999.6, "1,000"),
+        (999.4, "999"),
+        (7.926, "7.93"),
+        (1234567.8, "1,234,568"),
+        (0.0318, "0.0318"),
+        (0, "0"),
+    ],
+)
+def test_figures_for_people(value, text):
+    assert units.figure(value) == text
+
+
 @pytest.mark.parametrize(("text", "value"), [("24Gi", 24 * 2**30), ("512Mi", 2**29), ("1Ti", 2**40)])
 def test_memory(text, value):
     assert units.memory_bytes(text, field="f") == value

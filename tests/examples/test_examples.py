@@ -1,16 +1,18 @@
 """The examples are valid, at both borders, and lead to a plan."""
 
 import json
-import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from e2e.stage.apiserver import ControlPlane
 from medley.api.convert import read_accelerator_class, read_llm_service, read_performance_profile
+from medley.cli import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 READ = {
@@ -19,7 +21,9 @@ READ = {
     "PerformanceProfile": read_performance_profile,
 }
 FILES = sorted(EXAMPLES.glob("*.yaml"))
-SERVICES = sorted(EXAMPLES.glob("llmservice*.yaml"))
+CLASSES = sorted(EXAMPLES.glob("acceleratorclass*.yaml"))
+PROFILES = sorted(EXAMPLES.glob("performanceprofile*.yaml"))
+SERVICES = [EXAMPLES / "chat.yaml", *sorted(EXAMPLES.glob("llmservice*.yaml"))]
 
 
 def documents(path):
@@ -71,23 +75,18 @@ def missing(shown, known, path=""):
     return found
 
 
-def test_the_estimated_profiles_are_current(capsys):
-    runpy.run_path(str(EXAMPLES / "estimate_profiles.py"), run_name="__main__")
-    assert capsys.readouterr().out == (EXAMPLES / "performanceprofiles.yaml").read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_the_estimated_profiles_are_what_their_command_makes(path):
+    written = path.read_text(encoding="utf-8")
+    command = shlex.split(written.splitlines()[0].removeprefix("# medley "))
+    assert CliRunner().invoke(main, command).stdout == written
 
 
-def test_estimates_say_that_they_are_and_latency_never_falls_with_rate():
-    for document in documents(EXAMPLES / "performanceprofiles.yaml"):
-        spec = read_performance_profile(document).spec
-        assert (spec.source, spec.confidence) == ("Estimated", "Low")
-        by_size = {}
-        for point in spec.points:
-            by_size.setdefault((point.input_tokens, point.output_tokens), []).append(point)
-        for points in by_size.values():
-            rates = [point.requests_per_second for point in points]
-            tpots = [int(point.latencies[-1].tpot.removesuffix("us")) for point in points]
-            assert rates == sorted(rates)
-            assert tpots == sorted(tpots)
+def test_every_class_of_the_examples_is_estimated_and_says_so():
+    classes = [document["metadata"]["name"] for path in CLASSES for document in documents(path)]
+    profiles = [read_performance_profile(each).spec for path in PROFILES for each in documents(path)]
+    assert sorted(each.accelerator_class for each in profiles) == sorted(classes)
+    assert {(each.source, each.confidence) for each in profiles} == {("Estimated", "Low")}
 
 
 @pytest.mark.parametrize("path", SERVICES, ids=lambda path: path.stem)

@@ -21,6 +21,7 @@ from medley.core import names
 from medley.core.identity import Role
 from medley.demo.processes import free_port
 from medley.handlers.reconciling import Reconciler
+from medley.handlers.routers import Routers
 from medley.handlers.supervisors import Supervisors
 from medley.kube.api import (
     ACCELERATOR_CLASS,
@@ -38,6 +39,7 @@ from medley.kube.api import (
 )
 from medley.kube.events import EventPost
 from medley.kube.manifests import KEY_FIELD, Images
+from medley.router.metrics import RouterMetrics
 from medley.telemetry.metrics import OperatorMetrics
 from medley.testing.certificates import write_as_kubelet
 from medley.tls.keyring import Keyring
@@ -126,6 +128,7 @@ class World:
     deadlines: list[datetime | None] = field(default_factory=list)  # of the drains
     sold_out: set[str] = field(default_factory=set)  # markets, "spot"
     machines: dict[str, str] = field(default_factory=dict)  # pod -> node
+    routers: dict[str, RouterMetrics] = field(default_factory=dict)  # by address
     keyrings: dict[str, Keyring] = field(default_factory=dict)  # of the engines, by service
 
     @property
@@ -242,6 +245,10 @@ class World:
         context = self.keyrings[service].server
         await web.TCPSite(self.runner, address, self.control_port, ssl_context=context).start()
 
+    async def listen_as_router(self, address: str) -> None:
+        """Start the port at which a router tells its metrics: plain, as any scraper asks."""
+        await web.TCPSite(self.runner, address, self.control_port).start()
+
     async def _start(self, name: str, pod: Json) -> None:
         report = self.reports[pod["status"]["podIP"]]
         ready = {"type": "Ready", "status": "True" if report.phase is EnginePhase.SERVING else "False"}
@@ -267,6 +274,8 @@ class World:
     async def answer(self, request: web.Request) -> web.Response:
         assert request.transport is not None
         address = request.transport.get_extra_info("sockname")[0]
+        if address in self.routers:
+            return web.Response(body=self.routers[address].exposition(), content_type="text/plain")
         rings = self.keyrings.values()
         if not any(ring.role(request.transport.get_extra_info("peercert")) is Role.OPERATOR for ring in rings):
             return web.Response(status=403)
@@ -293,7 +302,12 @@ class World:
 
 def reconciler(api: Api, session: aiohttp.ClientSession, port: int) -> Reconciler:
     return Reconciler(
-        api, Supervisors(session, port), IMAGES, EventPost(api, "test"), OperatorMetrics(CollectorRegistry())
+        api,
+        Supervisors(session, port),
+        Routers(session, port),
+        IMAGES,
+        EventPost(api, "test"),
+        OperatorMetrics(CollectorRegistry()),
     )
 
 

@@ -7,11 +7,11 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
-from hypothesis import given, reject, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medley.core.accelerators import Market, Offering, OfferingKey, Shape
-from medley.core.errors import InvalidInputError, SolverError
+from medley.core.errors import InvalidInputError
 from medley.core.service import Histogram, Limits, SpotPolicy
 from medley.core.workload import Demand
 from medley.planning.allocator import allocate
@@ -96,19 +96,8 @@ def inputs(draw, *, absurd: bool):
 
 
 def check(asked: AllocationProblem) -> None:
-    """Assert what holds of every answer, a plan or the best that can be had.
-
-    A solver that loses its way among numbers twelve orders apart says so, and the standing plan is kept. It must stay
-    rare: Hypothesis fails a test that rejects most of its cases.
-    """
-    try:
-        found = allocate(asked)
-    except SolverError as error:
-        if not any(
-            said in str(error) for said in ("the solver ended with", "was not found within the solver's limits")
-        ):
-            raise
-        reject()
+    """Assert what holds of every answer, a plan or the best that can be had; numbers may be fifteen orders apart."""
+    found = allocate(asked)
     plan = found.best if isinstance(found, Infeasible) else found
     prices = {o.key: o.usd_per_hour for o in asked.offerings}
     caps = {o.key: o.max_replicas for o in asked.offerings}

@@ -13,6 +13,17 @@ from medley.planning.whatif import Case, plan_of
 from medley.testing.builders import accelerator_class, profile, service
 
 
+def test_a_floor_that_is_kept_with_another_spot_replica_does_not_bind():
+    asked = replace(service(), spot=SpotPolicy(on_demand_floor=0.2), limits=Limits(max_replicas=20, min_replicas=4))
+    case = Case(asked, (accelerator_class("l4"),), (profile("l4"),))
+    # One of four is on demand, and one of five would do.
+    assert bounds(ask(*case).problem, plan_of(case)) == (
+        BoundState("spec.limits.minReplicas", "at least 4", "4", binds=True),
+        BoundState("spec.limits.maxReplicas", "20", "4", binds=False),
+        BoundState("spec.spot.onDemandFloor", "at least 1 of 4 (20%)", "1", binds=False),
+    )
+
+
 def test_every_bound_is_told_and_those_that_bind_come_first():
     capped = accelerator_class(offers=(NodeOffer(Market.SPOT, "a", 0.4, 1), NodeOffer(Market.ON_DEMAND, "a", 1.0, 8)))
     asked = replace(

@@ -144,6 +144,23 @@ def test_a_class_that_cannot_be_used(other, profile, why, message):
     assert said(asked, [L4, other], profiles) == (NotUsed("x", None, None, why, message),)
 
 
+def test_a_class_that_cannot_take_what_costs_says_so():
+    # Only l4 takes the large ones, and one l4 takes the small ones too.
+    asked = service(forecast=Forecast(0.5, Histogram(GRID, ((1.0, 0.0), (0.0, 1.0)))), limits=Limits(min_replicas=0))
+    x = gpu("x", sold(0.1)), measured("x", 3.0, size=100)
+    assert said(asked, [L4, x[0]], [L4_PROFILE, x[1]], utilisation=1.0) == (
+        NotUsed(
+            "x",
+            None,
+            None,
+            Why.NOT_NEEDED,
+            "no plan would be cheaper with it, even if it cost nothing: it cannot take requests of up to 1000 + 1000 "
+            "tokens (50% of the demand), since not measured at 1000 + 1000 tokens or more (largest: 100 + 100); "
+            "what takes them takes the rest",
+        ),
+    )
+
+
 def test_a_class_that_is_dearer_says_the_price_at_which_it_would_be_used():
     # 4 requests/s: 4 x l4 for 2.80. One x serves 3 of them, so it is worth 3 x l4 = 2.10.
     x, profile = gpu("x", sold(3.0)), measured("x", 3.0)

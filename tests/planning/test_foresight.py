@@ -16,15 +16,12 @@ from medley.planning.changes import CHANGES_PER_DAY
 from medley.planning.foresight import (
     Ladder,
     Rung,
-    best_now,
-    course,
     followed,
-    forecast,
     hindsight,
     ladder,
-    price_of_change,
     reacting,
 )
+from medley.planning.outlook import Course, Outlook, course, level
 from medley.testing.allocation import LARGE, SMALL, key, offer, problem, rates
 from medley.testing.days import at_night, azure_hour, day
 
@@ -149,6 +146,8 @@ def test_hindsight_is_the_best_of_all_schedules(demand, most_changes):
 @settings(max_examples=40)
 @given(st.lists(st.floats(0.1, 3.0), min_size=1, max_size=5), st.integers(0, 2), st.floats(0, 2))
 def test_the_next_rung_begins_the_cheapest_schedule(ahead, standing, change_usd):
+    """Without noise, and with a change for every step, the outlook is that of a day that is known."""
+
     def cost(rungs):
         path = (standing, *rungs)
         moves = [(a, b) for a, b in itertools.pairwise(path) if a != b]
@@ -159,31 +158,41 @@ def test_the_next_rung_begins_the_cheapest_schedule(ahead, standing, change_usd)
         )
 
     schedules = {rungs: cost(rungs) for rungs in itertools.product(range(3), repeat=len(ahead))}
-    first = best_now(SMALL_LADDER, ahead, standing, 1.0, change_usd)
+    known = Course(np.array(ahead), np.ones(1))
+    outlook = Outlook(SMALL_LADDER, known, 1.0, len(ahead), np.full(3, change_usd))
+    first = outlook.best(0, ahead[0], standing, len(ahead))
     best = min(schedules.values())
     assert math.isclose(min(usd for rungs, usd in schedules.items() if rungs[0] == first), best, abs_tol=1e-9)
+    assert math.isclose(outlook.expected(0, standing, len(ahead)), best, abs_tol=1e-9)
 
 
-def test_the_price_of_a_change_falls_with_their_number():
-    demand = [1, 3, 1, 3, 1, 2, 1.0, 3.0]
-    prices = [price_of_change(SMALL_LADDER, demand, 1.0, left) for left in range(9)]
-    assert prices[0] > sum(rung.usd_per_hour for rung in SMALL_LADDER.rungs)
-    assert prices[-1] == 0
+def test_what_a_step_costs_is_the_mean_over_what_may_come():
+    """One step, either 1 or 3 times the usual, from the lowest rung: it stays, or it has to go to the highest."""
+    low, high = SMALL_LADDER.rungs[0], SMALL_LADDER.rungs[2]
+    outlook = Outlook(SMALL_LADDER, Course(np.ones(1), np.array([1.0, 3.0])), 1.0, 1, np.zeros(3))
+    change = float(SMALL_LADDER.change_usd[0, 2])
+    assert outlook.expected(0, 0, 1) == pytest.approx((low.usd_per_hour + high.usd_per_hour + change) / 2)
 
 
-def test_a_forecast_is_the_usual_course_and_what_exceeds_it():
-    week = [day(7000 + number) for number in range(WEEK)]
-    expected = forecast(course(week), ())
-    today = np.array(day(7))
-    assert np.mean(today > expected) < 0.01
-    assert np.max(expected / day(0, noise=0.0)) < 1.12
+def test_a_day_costs_less_the_more_changes_are_left():
+    usual = Course(np.array([1, 3, 1, 3, 1, 2, 1.0, 3.0]) / 1.1, np.array([0.9, 1.0, 1.1]))
+    outlook = Outlook(SMALL_LADDER, usual, 1.0, 9, np.zeros(3))
+    costs = [outlook.expected(0, 0, left) for left in range(10)]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[0] - costs[1] > sum(rung.usd_per_hour for rung in SMALL_LADDER.rungs)
+
+
+def test_the_course_of_a_day_is_told_from_its_noise():
+    usual = course([day(7000 + number) for number in range(WEEK)])
+    np.testing.assert_allclose(usual.mean, day(0, noise=0.0), rtol=0.02)
+    assert 0.88 < usual.noise[0] < 0.91
+    assert 1.09 < usual.noise[-1] < 1.12
 
 
 def test_a_day_that_is_busier_than_usual_is_expected_to_stay_so():
-    week = [day(7000 + number) for number in range(WEEK)]
-    seen = [1.5 * each for each in day(7)[:300]]
-    busier, usual = forecast(course(week), seen), forecast(course(week), day(7)[:300])
-    np.testing.assert_allclose(busier / usual, 1.5, rtol=0.02)
+    usual = course([day(7000 + number) for number in range(WEEK)])
+    assert level(usual, day(7)[:300]) == 1.0
+    assert level(usual, [1.5 * each for each in day(7)[:300]]) == pytest.approx(1.5, rel=0.02)
 
 
 def test_without_a_day_before_a_fleet_is_left_only_where_that_pays():

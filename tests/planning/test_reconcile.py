@@ -221,7 +221,12 @@ class TestRefusals:
         found = plan(observed(profiles=(profile("l4"),)), NOW)
         truth, _, message = said(found, Condition.PROFILES_READY)
         assert truth is Truth.TRUE
-        assert message == ("Planned with model-7b-l4; classes without a profile of acme/model-7b are left out: h100")
+        assert message == (
+            "Planned with model-7b-l4; classes without a profile of acme/model-7b are left out: h100; "
+            "l4: TTFT and TPOT are each measured up to percentile 99 only: both together may hold for as few as 98 % of "
+            "requests; measure a higher percentile; planned at 85% of what was measured, whatever the bursts and the mix of sizes: l4; "
+            "add a latencyModel (medley profile fit)"
+        )
         assert len(launches(found)) == 2
 
     @pytest.mark.parametrize(
@@ -297,7 +302,7 @@ class TestRefusals:
                         Bound.SIZES,
                         (
                             "l4 cannot serve requests of up to 1000 + 1000 tokens: at 2 requests/s, the lowest rate "
-                            "measured, TTFT is 1000 ms and TPOT 50 ms; relax the SLO, lower spec.model.maxModelLen, or add "
+                            "measured, TTFT is 1,000 ms and TPOT 50 ms; relax the SLO, lower spec.model.maxModelLen, or add "
                             "a class that is fast enough"
                         ),
                     ),

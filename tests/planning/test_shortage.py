@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import pytest
+
 from medley.core.accelerators import Market, Shape
 from medley.core.service import Limits, SpotPolicy
 from medley.planning.allocator import allocate
@@ -147,3 +149,32 @@ def test_replicas_of_which_none_is_on_offer():
         ),
         best=Allocation((), (), 0.0, 0.0),
     )
+
+
+def test_the_best_of_a_demand_a_million_times_too_large():
+    # In shares of the demand, what one replica more serves is below every tolerance.
+    found = refused(
+        problem(
+            {SMALL: 1e5, LARGE: 9e5},
+            [offer("l4", 0.7), offer("h100", 7.0, at_most=2)],
+            [rates("l4", {SMALL: 2.0}), rates("h100", {SMALL: 3.0, LARGE: 1.0})],
+            limits=Limits(max_replicas=5),
+        )
+    )
+    assert dict(found.best.replicas) == {key("l4"): 3, key("h100"): 2}
+    assert found.unmet == ((SMALL, pytest.approx(1e5 - 12)), (LARGE, 9e5))
+    assert [binding.bound for binding in found.bindings] == [Bound.REPLICAS, Bound.CAPS]
+
+
+def test_a_floor_that_is_kept_with_room_to_spare_is_not_in_the_way():
+    spot = offer("l4", 0.3, SPOT, at_most=0)
+    found = refused(
+        problem(
+            {SMALL: 10.0},
+            [offer("l4", 0.7), spot],
+            ABLE,
+            limits=Limits(max_usd_per_hour=Decimal("2.10")),
+            spot=SpotPolicy(on_demand_floor=0.2),
+        )
+    )
+    assert [binding.bound for binding in found.bindings] == [Bound.BUDGET, Bound.CAPS]

@@ -328,6 +328,7 @@ async def test_a_full_queue_says_when_to_come_back(tokenizer_file):
             body = {"prompt": PROMPT, "max_tokens": 3}
             async with session.post(f"{stage.url}/v1/completions", json=body) as response:
                 status, retry, error = response.status, response.headers["Retry-After"], await response.json()
+        assert "medley_router_turned_away_total 1.0" in (await _get(stage, "/metrics")).splitlines()
         results = [await each for each in accepted]
     assert (status, error["error"]["type"], error["error"]["code"]) == (429, "rate_limit_error", "queue_full")
     assert 1 <= int(retry) <= 60
@@ -460,4 +461,7 @@ async def test_requests_are_counted_by_size(tokenizer_file):
     assert 'medley_router_requests_total{input_bucket="25",output_bucket="25"} 1.0' in lines
     assert 'medley_router_requests_total{input_bucket="250",output_bucket="500"} 1.0' in lines
     assert "medley_router_tokens_total 303.0" in lines
+    made = 'input_bucket="250",made_bucket="500",output_bucket="500"'
+    assert f"medley_router_outputs_total{{{made}}} 1.0" in lines
+    assert "medley_router_turned_away_total 0.0" in lines
     assert 'medley_router_answers_total{status="200"} 2.0' in lines

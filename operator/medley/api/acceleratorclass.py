@@ -22,6 +22,7 @@ from medley.api.base import (
 from medley.api.pods import EnvVar, each_name_once
 from medley.core.accelerators import Market
 
+_MOST_OF_ON_DEMAND = 10
 _PRICE = {Market.ON_DEMAND: "per_hour", Market.SPOT: "spot_per_hour", Market.RESERVED: "reserved_per_hour"}
 
 
@@ -63,6 +64,16 @@ class Zone(Part):
             lambda zone: zone.max_spot_nodes is None or zone.spot_per_hour is not None,
             "maxSpotNodes needs spotPerHour: set the price, or remove the cap",
         ),
+        Rule(
+            "!has(self.perHour) || !has(self.spotPerHour) || double(self.spotPerHour) <= 10.0 * double(self.perHour)",
+            lambda zone: (
+                zone.per_hour is None
+                or zone.spot_per_hour is None
+                or float(zone.spot_per_hour) <= _MOST_OF_ON_DEMAND * float(zone.per_hour)
+            ),
+            "spotPerHour is more than ten times perHour {perHour}: both are USD per hour of one node, not cents",
+            ".spotPerHour",
+        ),
     )
 
     name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
@@ -81,6 +92,23 @@ class Zone(Part):
     """Number of reserved nodes that there are."""
     spot_interruptions_per_hour: Annotated[float, Field(ge=0, le=60)] = 0
     """How often one spot node is taken away, in losses per node and hour; 0.02 is once in 50 hours."""
+
+
+class GpuQuota(Part):
+    """GPUs that may be held over all zones, as cloud quotas count them."""
+
+    rules: ClassVar = (
+        Rule(
+            "has(self.onDemand) || has(self.spot)",
+            lambda part: part.on_demand is not None or part.spot is not None,
+            "gpuQuota bounds nothing: set onDemand, spot or both, or remove it",
+        ),
+    )
+
+    on_demand: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    """Largest number of GPUs on on-demand nodes, of all services and zones together; no quota if absent."""
+    spot: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    """Largest number of GPUs on spot nodes, of all services and zones together; no quota if absent."""
 
 
 class NodeClassRef(Part):
@@ -202,6 +230,8 @@ class AcceleratorClassSpec(Part):
         ),
     ]
     """Where nodes can be had, and for how much."""
+    gpu_quota: GpuQuota | None = None
+    """Quota of the cloud account on this kind of GPU, in GPUs over all zones; no quota if absent."""
     nodes: Nodes
     """How nodes come to be."""
     engine: ClassEngine = ClassEngine()

@@ -153,6 +153,16 @@ class ConditionEntry(Observed):
     """The metadata.generation that this condition is about."""
 
 
+def credible(field: str, pattern: str, read_as: str) -> Rule:
+    """Return the rule that an optional duration does not match the `pattern` of those that nobody means."""
+    return Rule(
+        f"!has(self.{field}) || !self.{field}.matches('{pattern}')",
+        lambda part: not re.fullmatch(pattern, getattr(part, field) or ""),
+        f"{field} {{{field}}} is {read_as}: another unit is meant, such as 100ms (m is minutes)",
+        f".{field}",
+    )
+
+
 def exactly_one(*fields: str, remedy: str) -> Rule:
     """Return the rule that one of the optional `fields` is set and the others are not."""
     cel = f"[{', '.join(f'has(self.{field})' for field in fields)}].filter(given, given).size() == 1"

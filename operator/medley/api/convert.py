@@ -7,6 +7,7 @@ Errors are `InvalidInputError` with the path of the field and the remedy.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import date
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from medley.api.acceleratorclass import AcceleratorClass, Zone
+from medley.api.acceleratorclass import GpuQuota as GpuQuotaOfClass
 from medley.api.llmservice import Distribution, LLMService, LLMServiceSpec
 from medley.api.migration import Migration
 from medley.api.performanceprofile import LatencyModelSpec, PerformanceProfile, Point
@@ -23,7 +25,7 @@ from medley.core.accelerators import Market, NodeOffer, Shape
 from medley.core.errors import InvalidInputError
 from medley.core.latency import LatencyModel
 from medley.core.profiles import FittedLatency, Latency, LatencyPoint, Profile
-from medley.core.service import Forecast, Histogram, Limits, Service, SpotPolicy
+from medley.core.service import Forecast, GpuQuota, Histogram, Limits, Service, SpotPolicy, Spread
 from medley.core.workload import SizeGrid, Slo
 
 _Object = TypeVar("_Object", bound=BaseModel)
@@ -70,6 +72,8 @@ def service(item: LLMService) -> Service:
         mode=spec.mode,
         routing=spec.workload.routing,
         priority=spec.priority,
+        spread=spread(spec),
+        allocation=spec.allocation,
     )
 
 
@@ -89,11 +93,17 @@ def forecast(spec: LLMServiceSpec) -> Forecast:
 
 def spot_policy(spec: LLMServiceSpec) -> SpotPolicy:
     """Return how much may depend on spot."""
-    floor, survive = spec.spot.on_demand_floor, spec.spot.survive_zone_loss
+    spot = spec.spot
+
+    def part(written: str | None, field: str) -> float:
+        return 0.0 if written is None else units.percent(written, field=f"spec.spot.{field}")
+
     return SpotPolicy(
-        use=spec.spot.policy,
-        on_demand_floor=0.0 if floor is None else units.percent(floor, field="spec.spot.onDemandFloor"),
-        survive_zone_loss=0.0 if survive is None else units.percent(survive, field="spec.spot.surviveZoneLoss"),
+        use=spot.policy,
+        on_demand_floor=part(spot.on_demand_floor, "onDemandFloor"),
+        survive_zone_loss=part(spot.survive_zone_loss, "surviveZoneLoss"),
+        survive_class_loss=part(spot.survive_class_loss, "surviveClassLoss"),
+        survive_class_zone_loss=part(spot.survive_class_zone_loss, "surviveClassZoneLoss"),
     )
 
 
@@ -104,7 +114,16 @@ def limits(spec: LLMServiceSpec) -> Limits:
         max_usd_per_hour=None if most is None else units.usd(most, field="spec.limits.maxUSDPerHour"),
         max_replicas=spec.limits.max_replicas,
         min_replicas=spec.limits.min_replicas,
+        gpu_quotas=tuple(
+            GpuQuota(each.gpus, each.accelerator_class, each.market, each.zone) for each in spec.limits.gpu_quotas
+        ),
     )
+
+
+def spread(spec: LLMServiceSpec) -> Spread:
+    """Return how replicas are spread over zones."""
+    share = spec.spread.max_zone_share
+    return Spread(spec.spread.min_zones, units.percent(share, field="spec.spread.maxZoneShare"))
 
 
 def accelerator_class(item: AcceleratorClass) -> accelerators.AcceleratorClass:
@@ -129,7 +148,13 @@ def accelerator_class(item: AcceleratorClass) -> accelerators.AcceleratorClass:
         nodes=nodes,
         offers=tuple(offer for offer in offers if existing is None or offer.market is existing.market),
         engine_image=spec.engine.image,
+        gpu_quotas=() if spec.gpu_quota is None else _gpu_quotas(spec.gpu_quota),
     )
+
+
+def _gpu_quotas(written: GpuQuotaOfClass) -> tuple[tuple[Market, int], ...]:
+    quotas = ((Market.ON_DEMAND, written.on_demand), (Market.SPOT, written.spot))
+    return tuple((market, gpus) for market, gpus in quotas if gpus is not None)
 
 
 def profile(item: PerformanceProfile) -> Profile:
@@ -221,6 +246,7 @@ def _read(kind: type[_Object], manifest: Mapping[str, Any]) -> _Object:
         return kind.model_validate_json(text, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         first, *others = _own_faults(error.errors(include_url=False))
+        first = first | {"ctx": {"pattern": _pattern(kind, first["loc"])} | first.get("ctx", {})}
         path = ".".join(str(step) for step in first["loc"]) + first.get("ctx", {}).get("path", "")
         more = f" (and {len(others)} more)" if others else ""
         raise InvalidInputError(path or kind.__name__, f"{_explained(first)}{more}") from error
@@ -244,6 +270,44 @@ def _own_faults(errors: list[ErrorDetails]) -> list[ErrorDetails]:
     ]
 
 
+def _pattern(kind: type[BaseModel], place: tuple[int | str, ...]) -> str | None:
+    """Return the pattern of the text at a place of a model, None where there is none."""
+    schema = kind.model_json_schema(by_alias=True)
+
+    def alternatives(part: dict[str, Any]) -> list[dict[str, Any]]:
+        if "$ref" in part:
+            return alternatives(schema["$defs"][part["$ref"].rsplit("/", 1)[-1]])
+        return [found for each in part["anyOf"] for found in alternatives(each)] if "anyOf" in part else [part]
+
+    here = alternatives(schema)
+    for step in place:
+        below = (each.get("items") if isinstance(step, int) else each.get("properties", {}).get(step) for each in here)
+        here = [found for each in below if each for found in alternatives(each)]
+    return next((each["pattern"] for each in here if "pattern" in each), None)
+
+
+_LATENCIES = frozenset({"ttft", "tpot"})  # in milliseconds, mostly
+_UNITS = {units.DURATION_PATTERN: "s", units.PERCENT_PATTERN: "%", units.MONEY_PATTERN: "", units.MEMORY_PATTERN: "Gi"}
+
+
+def _in_quotes(written: object, pattern: str, *, short: bool) -> str | None:
+    """Return what a number was probably meant to be as text, in the form that the pattern wants; None: no guess."""
+    if isinstance(written, bool) or not isinstance(written, int | float):
+        return None
+    if pattern == units.PERCENT_PATTERN and 0 < written < 1:
+        written = round(written * 100)
+    unit = "ms" if short and pattern == units.DURATION_PATTERN else _UNITS.get(pattern, "")
+    example = f"{written}{unit}"
+    return example if pattern not in _UNITS or re.fullmatch(pattern, example) else None
+
+
+def _not_text(error: ErrorDetails) -> str:
+    pattern = str(error.get("ctx", {}).get("pattern"))
+    example = _in_quotes(error["input"], pattern, short=error["loc"][-1] in _LATENCIES)
+    said = f"{_REMEDIES.get(pattern, 'expected text')}, got {error['input']!r}"
+    return f'{said}: write "{example}"' if example else said
+
+
 def _explained(error: ErrorDetails) -> str:
     """Say what is wrong and what to write instead."""
     match error["type"]:
@@ -254,7 +318,12 @@ def _explained(error: ErrorDetails) -> str:
         case "string_pattern_mismatch":
             pattern = str(error.get("ctx", {}).get("pattern"))
             return f"{_REMEDIES.get(pattern, f'expected a match of {pattern}')}, got {error['input']!r}"
+        case "string_type":
+            return _not_text(error)
+        case "int_type" | "float_type" | "int_from_float" if isinstance(error["input"], str):
+            return f"expected a number, got the text {error['input']!r}: write it without quotes"
         case "rule":
-            return error["msg"]
+            said = error["msg"]
         case _:
-            return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+            said = f"{error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+    return said

@@ -8,11 +8,20 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from medley.api.base import Duration, Metadata, Money, Part, Percent, Rule, Text, exactly_one, unique
+from medley.api.base import Duration, Metadata, Money, Part, Percent, Rule, Text, credible, exactly_one, unique
 from medley.api.llmservice_status import LLMServiceStatus
 from medley.api.model import Model
 from medley.api.pods import Engine, Resources
-from medley.core.service import MigrationMode, OperatingMode, RoutingKnowledge, SpotUse, WorkloadSource
+from medley.core import units
+from medley.core.accelerators import Market
+from medley.core.service import (
+    AllocationMode,
+    MigrationMode,
+    OperatingMode,
+    RoutingKnowledge,
+    SpotUse,
+    WorkloadSource,
+)
 
 
 class SloSpec(Part):
@@ -24,6 +33,8 @@ class SloSpec(Part):
             lambda part: part.ttft is not None or part.tpot is not None,
             "promise at least one of ttft and tpot, for example tpot: 40ms; or leave slo out for the default",
         ),
+        credible("tpot", units.LONG_TPOT_PATTERN, "ten seconds or more per token"),
+        credible("ttft", units.LONG_TTFT_PATTERN, "ten minutes or more until the first token"),
     )
 
     percentile: Annotated[float, Field(ge=50, lt=100)] = 99
@@ -106,8 +117,7 @@ class Workload(Part):
     distribution: Distribution = Distribution(preset="chat")
     """Expected sizes."""
     source: WorkloadSource = WorkloadSource.OBSERVED
-    """Observed: what the routers measured, once the operator reads it (not in this version: the forecast).
-    Forecast: always the forecast."""
+    """Observed: what routers measured, the forecast until they have seen enough. Forecast: always the forecast."""
     routing: RoutingKnowledge = RoutingKnowledge.BLIND
     """Blind: plan for routers as they are, which see input tokens and max_tokens but not how long an answer becomes.
     Oracle: plan as if they knew, as the Mélange paper does; cheaper on paper alone, for comparison."""
@@ -138,6 +148,10 @@ class Accelerators(Part):
     """Zones; empty: every zone of the classes."""
 
 
+def _is_absent_without_spot(attribute: str) -> Callable[[Spot], bool]:
+    return lambda part: part.policy is not SpotUse.NEVER or getattr(part, attribute) is None
+
+
 class Spot(Part):
     """How much may depend on spot capacity."""
 
@@ -148,11 +162,18 @@ class Spot(Part):
             "policy Never buys no spot, so a floor says nothing: remove onDemandFloor, or set policy: Prefer",
             ".onDemandFloor",
         ),
-        Rule(
-            "self.policy != 'Never' || !has(self.surviveZoneLoss)",
-            lambda part: part.policy is not SpotUse.NEVER or part.survive_zone_loss is None,
-            "policy Never buys no spot, so no spot can be lost: remove surviveZoneLoss, or set policy: Prefer",
-            ".surviveZoneLoss",
+        *(
+            Rule(
+                f"self.policy != 'Never' || !has(self.{name})",
+                _is_absent_without_spot(attribute),
+                f"policy Never buys no spot, so no spot can be lost: remove {name}, or set policy: Prefer",
+                f".{name}",
+            )
+            for name, attribute in (
+                ("surviveZoneLoss", "survive_zone_loss"),
+                ("surviveClassLoss", "survive_class_loss"),
+                ("surviveClassZoneLoss", "survive_class_zone_loss"),
+            )
         ),
     )
 
@@ -163,6 +184,25 @@ class Spot(Part):
     survive_zone_loss: Percent | None = None
     """This part of the demand, in whole percent, is still served within the SLO when one zone's spot nodes are lost:
     80%. 0% if absent."""
+    survive_class_loss: Percent | None = None
+    """This part of the demand, in whole percent, is still served within the SLO when the spot nodes of one
+    AcceleratorClass are lost, in all zones: 50%. 0% if absent."""
+    survive_class_zone_loss: Percent | None = None
+    """This part of the demand, in whole percent, is still served within the SLO when the spot nodes of one
+    AcceleratorClass in one zone are lost: 90%. 0% if absent."""
+
+
+class GpuQuotaSpec(Part):
+    """At most so many GPUs of what is named; what is not named counts whatever it is."""
+
+    accelerator_class: Annotated[Text | None, Field(alias="class")] = None
+    """Name of an AcceleratorClass; every class if absent."""
+    market: Market | None = None
+    """spot, on-demand or reserved; every market if absent."""
+    zone: Text | None = None
+    """Zone; every zone if absent."""
+    gpus: Annotated[int, Field(ge=0, le=1_000_000)]
+    """Largest number of GPUs that replicas of this service hold there; 0: none."""
 
 
 class LimitsSpec(Part):
@@ -189,6 +229,27 @@ class LimitsSpec(Part):
     """Largest number of replicas, on-demand and spot together."""
     min_replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Smallest number of replicas, on-demand and spot together."""
+    gpu_quotas: Annotated[tuple[GpuQuotaSpec, ...], Field(max_length=16)] = ()
+    """Quotas of this service on GPUs per class, market and zone, all of which hold; those of the cloud account are in
+    AcceleratorClasses."""
+
+
+class SpreadSpec(Part):
+    """Anti-affinity over zones: how far apart replicas are kept."""
+
+    rules: ClassVar = (
+        Rule(
+            "self.maxZoneShare != '0%'",
+            lambda part: part.max_zone_share != "0%",
+            "maxZoneShare 0% leaves every zone empty: write at least 1%, or remove it",
+            ".maxZoneShare",
+        ),
+    )
+
+    min_zones: Annotated[int, Field(ge=1, le=32)] = 1
+    """Smallest number of zones that replicas are in."""
+    max_zone_share: Percent = "100%"
+    """Largest part of the replicas that may be in one zone, in whole percent: 60%."""
 
 
 class Migration(Part):
@@ -212,8 +273,43 @@ class Router(Part):
     """CPU and memory of a router pod."""
 
 
+_ZONES = "self.?accelerators.?zones.orValue([])"
+_WHOLE = 100  # percent
+
+
 class LLMServiceSpec(Part):
     """One large language model, a promise about its latency, and the bounds within which medley chooses GPUs for it."""
+
+    rules: ClassVar = (
+        Rule(
+            "self.spread.minZones <= self.limits.maxReplicas",
+            lambda spec: spec.spread.min_zones <= spec.limits.max_replicas,
+            "spread.minZones needs a replica in each of its zones: raise limits.maxReplicas, or lower minZones",
+            ".spread.minZones",
+        ),
+        Rule(
+            f"{_ZONES}.size() == 0 || self.spread.minZones <= {_ZONES}.size()",
+            lambda spec: not spec.accelerators.zones or spec.spread.min_zones <= len(spec.accelerators.zones),
+            "spread.minZones is above the number of accelerators.zones: allow more zones, or lower minZones",
+            ".spread.minZones",
+        ),
+        Rule(
+            f"{_ZONES}.size() == 0 || int(self.spread.maxZoneShare.replace('%', '')) * {_ZONES}.size() >= {_WHOLE}",
+            lambda spec: (
+                not spec.accelerators.zones
+                or int(spec.spread.max_zone_share.removesuffix("%")) * len(spec.accelerators.zones) >= _WHOLE
+            ),
+            "spread.maxZoneShare times the accelerators.zones is below 100%: allow more zones, or raise maxZoneShare",
+            ".spread.maxZoneShare",
+        ),
+        Rule(
+            "self.allocation != 'Melange' || self.mode == 'Plan'",
+            lambda spec: spec.allocation is not AllocationMode.MELANGE or spec.mode is OperatingMode.PLAN,
+            "allocation Melange keeps no limits and survives no loss, so it is for comparison: "
+            "set mode: Plan, or allocation: Shares",
+            ".allocation",
+        ),
+    )
 
     model: Model
     """The model to serve."""
@@ -229,6 +325,13 @@ class LLMServiceSpec(Part):
     """How much may depend on spot capacity."""
     limits: LimitsSpec = LimitsSpec()
     """Bounds that no plan crosses."""
+    spread: SpreadSpec = SpreadSpec()
+    """Anti-affinity over zones."""
+    allocation: AllocationMode = AllocationMode.SHARES
+    """Shares: the cheapest mix, in which any part of a class of requests may go to any kind of GPU, within every bound.
+    Melange: the integer programme of the Mélange paper (slices of 1/8 of a bucket, on-demand and spot alike at their
+    lowest price, outputs known, replicas at 100 % of throughput, without limits, losses or spread); for comparison,
+    with mode: Plan."""
     migration: Migration = Migration()
     """How running requests leave a node that goes away."""
     priority: Annotated[int, Field(ge=0, le=1000)] = 0

@@ -130,6 +130,48 @@ class Unavailable(Observed):
     """What the cluster said."""
 
 
+class WorkloadClass(Observed):
+    """Requests of one range of input tokens and one range of max_tokens."""
+
+    input: int
+    """Index of the input range."""
+    output: int
+    """Index of the output range, by max_tokens."""
+    requests_per_second: str
+    """Rate, in requests per second."""
+    made: tuple[int, ...] = ()
+    """Number of these requests, out of 1000, whose output fell into each output range."""
+
+
+class Burst(Observed):
+    """How unevenly requests come within windows of one length."""
+
+    window_seconds: int
+    """Length of the windows, as a number of seconds."""
+    dispersion: str
+    """Mean squared difference of the numbers of requests in neighbouring windows, in units of twice their mean: 1 as by
+    chance, more in bursts."""
+
+
+class WorkloadStatus(Observed):
+    """The traffic that the plan is made for, as routers measured it."""
+
+    requests_per_second: str = ""
+    """Rate over all classes, in requests per second: 5 % more than in the busiest five minutes of half an hour."""
+    requests: int = 0
+    """Number of requests that the sizes rest on."""
+    input_edges: tuple[int, ...] = ()
+    """Upper edges, inclusive, of the ranges of input tokens."""
+    output_edges: tuple[int, ...] = ()
+    """Upper edges, inclusive, of the ranges of output tokens and of max_tokens."""
+    classes: tuple[WorkloadClass, ...] = ()
+    """Sizes that came."""
+    bursts: tuple[Burst, ...] = ()
+    """How unevenly they came; windows of which too few were seen are absent."""
+    measured_at: datetime | None = None
+    """When this measurement took the place of the one before."""
+
+
 class LLMServiceStatus(Observed):
     """What is."""
 
@@ -141,6 +183,8 @@ class LLMServiceStatus(Observed):
     """Replicas wanted and there."""
     plan: PlanStatus | None = None
     """The plan in force."""
+    workload: WorkloadStatus | None = None
+    """The traffic that was measured and is planned for; absent while the forecast is."""
     unavailable: tuple[Unavailable, ...] = ()
     """Offerings that could not be had lately."""
     url: str = ""

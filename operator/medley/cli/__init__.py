@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 import typer.core
+from typer.exceptions import TyperException
 
 from medley import __version__
 from medley.cli.profile import profile
@@ -35,7 +36,7 @@ Result = TypeVar("Result")
 
 
 class _Commands(typer.core.TyperGroup):
-    """Says in one line which package a command needs that medley is installed without."""
+    """Says in one line what a command lacks: an option, or a package that medley is installed without."""
 
     def invoke(self, ctx: typer.Context) -> Any:
         try:
@@ -45,6 +46,13 @@ class _Commands(typer.core.TyperGroup):
                 raise
             said = f"error: {error.name} is missing: install medley with its extra `tool` (pip install '.[tool]')"
             typer.echo(said, err=True)
+            raise typer.Exit(2) from error
+        except TyperException as error:
+            message = error.format_message().rstrip(".")
+            if not message or "\n" in message:
+                raise  # the help, of a command without arguments
+            command = getattr(getattr(error, "ctx", None), "command_path", ctx.command_path)
+            typer.echo(f"error: {message[0].lower()}{message[1:]}; see {command} --help", err=True)
             raise typer.Exit(2) from error
 
 

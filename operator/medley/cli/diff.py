@@ -22,6 +22,7 @@ from rich.table import Table
 
 from medley.api import convert
 from medley.api.llmservice_status import PlanStatus
+from medley.cli import terminal
 from medley.cli.inputs import Note, Options, overlaid
 from medley.cli.manifests import Manifests, read
 from medley.cli.planned import INVALID, MET, UNMET, money, printed, refuse, say
@@ -29,6 +30,7 @@ from medley.core import names
 from medley.core.accelerators import OfferingKey
 from medley.core.errors import InvalidInputError, MedleyError
 from medley.core.service import Service
+from medley.core.units import figure
 from medley.kube.api import ACCELERATOR_CLASS, LLM_SERVICE, PERFORMANCE_PROFILE, POD, Api, connected
 from medley.kube.replicas import replica
 from medley.kube.status import shape_of, standing
@@ -36,6 +38,7 @@ from medley.planning.fleet import Observed, Replica, Standing
 from medley.planning.problem import MICRODOLLARS
 from medley.planning.proposal import Proposal, propose
 from medley.planning.rollout import counted, pod_name
+from medley.planning.traffic import Traffic
 
 Json = Mapping[str, Any]
 Parsed = TypeVar("Parsed")
@@ -67,7 +70,7 @@ def run(paths: Sequence[Path], out: str, options: Options, kubeconfig: Path | No
 
     `kubeconfig`: None: $KUBECONFIG or ~/.kube/config. `namespace`: of a manifest that names none.
     """
-    aside = Console(stderr=True)
+    aside = terminal.aside()
     try:
         written = read(paths)
         written = replace(written, service=replace(written.service, namespace=written.service.namespace or namespace))
@@ -84,12 +87,21 @@ def run(paths: Sequence[Path], out: str, options: Options, kubeconfig: Path | No
             seen.observed, service=manifests.service, classes=manifests.classes, profiles=manifests.profiles
         )
         proposal = propose(observed, now)
+        say(_measured(proposal), aside)
     except MedleyError as error:
         refuse(error, aside)
         return INVALID
     found = lines(observed, proposal, seen.plan, now)
     printed(out, lambda: _value(found, proposal), lambda console: _show(manifests, seen, found, proposal, console))
     return MET if proposal.infeasible is None else UNMET
+
+
+def _measured(proposal: Proposal) -> tuple[Note, ...]:
+    if not isinstance(proposal.traffic, Traffic):
+        return ()
+    rate = figure(proposal.traffic.requests_per_second)
+    text = f"planned for {rate} requests/s by what routers measured, as in status.workload; a --trace takes its place"
+    return (Note(text),)
 
 
 async def _seen(service: Service, kubeconfig: Path | None) -> Seen:

@@ -15,10 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from medley.cli import terminal
 from medley.cli.inputs import Options, overlaid
 from medley.cli.manifests import Manifests, read
-from medley.cli.planned import ANY_TIME, INVALID, MET, UNMET, as_status, doubts, money, printed, promise, refuse, say
+from medley.cli.planned import ANY_TIME, INVALID, as_status, doubts, money, printed, promise, refuse, say, status
 from medley.core.errors import MedleyError
+from medley.core.units import figure
 from medley.planning.binding import BoundState, bounds
 from medley.planning.fleet import Observed
 from medley.planning.problem import LossScenario
@@ -46,12 +48,12 @@ class Explanation:
 
 def run(paths: Sequence[Path], out: str, options: Options) -> int:
     """Print the explanation and return the exit status."""
-    aside = Console(stderr=True)
+    aside = terminal.aside()
     try:
         manifests, notes = overlaid(read(paths), options, datetime.now(UTC))
         say(notes, aside)
         case = Case(manifests.service, manifests.classes, manifests.profiles)
-        with aside.status("solving") as status:
+        with aside.status("solving") as progress:
             proposal = propose(Observed(service=case.service, classes=case.classes, profiles=case.profiles), ANY_TIME)
             say(doubts(proposal), aside)
             margins = None if proposal.infeasible else shadow_prices(proposal.question.problem)
@@ -60,11 +62,11 @@ def run(paths: Sequence[Path], out: str, options: Options) -> int:
             if proposal.infeasible is None:
                 for what_if in what_ifs(case, proposal.allocation):
                     others.append(what_if)
-                    status.update(f"solving: {escape(what_if.change)}")
+                    progress.update(f"solving: {escape(what_if.change)}")
             else:
                 for relaxation in relaxations(case):
                     eased.append(relaxation)
-                    status.update(f"solving: {escape(relaxation.change)}")
+                    progress.update(f"solving: {escape(relaxation.change)}")
     except MedleyError as error:
         refuse(error, aside)
         return INVALID
@@ -77,13 +79,13 @@ def run(paths: Sequence[Path], out: str, options: Options) -> int:
         tuple(eased),
     )
     printed(out, lambda: _value(found), lambda console: _show(found, console))
-    return MET if proposal.infeasible is None else UNMET
+    return status(proposal)
 
 
 def _value(found: Explanation) -> dict[str, Any]:
     """Return the explanation as JSON has it; money as numbers of USD per hour."""
     proposal = found.proposal
-    status = as_status(proposal)
+    infeasible = as_status(proposal).get("infeasible")
     return {
         "usdPerHour": proposal.allocation.usd_per_hour,
         "onDemandUSDPerHour": proposal.on_demand_usd_per_hour,
@@ -107,7 +109,7 @@ def _value(found: Explanation) -> dict[str, Any]:
             for each in found.what_ifs
         ],
         "margins": _margins(found.margins, proposal),
-        "infeasible": status.get("infeasible"),
+        "infeasible": infeasible,
         "relaxations": [
             {
                 "fields": list(each.fields),
@@ -144,17 +146,16 @@ def _show(explanation: Explanation, console: Console) -> None:
     service, found = manifests.service, proposal.allocation
     demand = proposal.question.problem.demand.total
     console.print(
-        f"[bold]{escape(service.name)}[/]: {escape(service.model)}, {demand:.3g} requests/s, {promise(manifests)}"
+        f"[bold]{escape(service.name)}[/]: {escape(service.model)}, {figure(demand)} requests/s, {promise(manifests)}"
     )
     if proposal.infeasible is None:
         replicas = ", ".join(f"{count} x {key}" for key, count in found.replicas) or "no replicas"
         console.print(f"[bold]{money(found.usd_per_hour)} USD/h[/]: {replicas}")
     else:
-        console.print(
-            f"[bold red]cannot be met:[/] {proposal.infeasible.unmet_requests_per_second:.3g} requests/s stay unserved"
-        )
+        unmet = figure(proposal.infeasible.unmet_requests_per_second)
+        console.print(f"[bold red]cannot be met:[/] {unmet} requests/s stay unserved")
         for each in proposal.infeasible.bindings:
-            console.print(f"  {escape(each.bound)}: {escape(each.message)}")
+            console.print(f"  {escape(each.where)}: {escape(each.message)}")
     for table in (
         _bounds(explanation),
         _sizes(explanation),

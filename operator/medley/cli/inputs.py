@@ -21,9 +21,12 @@ from medley.cloud.prices import Price, Repriced, applied, stale
 from medley.core.accelerators import AcceleratorClass, Market
 from medley.core.errors import InvalidInputError
 from medley.core.profiles import ProfileSource
+from medley.core.service import WorkloadSource
+from medley.core.units import figure
 from medley.core.workload import MELANGE_GRID
 from medley.planning import arrivals
 from medley.planning.arrivals import RateChoice, Traffic
+from medley.planning.suspicious import suspicions
 
 _HISTORY = re.compile(r"(?P<class>[^=/]+)(?:/(?P<zone>[^=]+))?=(?P<path>.+?)(?::(?P<unit>[a-z]+))?")
 
@@ -64,8 +67,11 @@ def overlaid(manifests: Manifests, options: Options, now: datetime) -> tuple[Man
         rate = found.rate(options.rate)
         notes += _told(options, found, service.forecast.requests_per_second)
         service = replace(
-            service, forecast=arrivals.forecast(found, service.forecast.requests_per_second if rate is None else rate)
+            service,
+            forecast=arrivals.forecast(found, service.forecast.requests_per_second if rate is None else rate),
+            workload_source=WorkloadSource.FORECAST,  # a trace takes the place of what routers measured, too
         )
+    notes += [Note(said, warning=True) for said in suspicions(service, classes, manifests.profiles)]
     return replace(manifests, service=service, classes=classes), tuple(notes)
 
 
@@ -215,10 +221,10 @@ def _told(options: Options, found: Traffic, written_rate: float) -> list[Note]:
             )
         )
     else:
-        rates = ", ".join(f"{choice} {rate:.3g}" for choice, rate in found.requests_per_second)
+        rates = ", ".join(f"{choice} {figure(rate)}" for choice, rate in found.requests_per_second)
         notes.append(
             Note(
-                f"{options.trace}: {found.requests} requests in {found.duration.total_seconds() / 60:.0f} min; "
+                f"{options.trace}: {found.requests:,} requests in {found.duration.total_seconds() / 60:.0f} min; "
                 f"requests/s over windows of {options.window.total_seconds():g} s: {rates}; planned for: {options.rate}"
             )
         )

@@ -11,6 +11,7 @@ import yaml
 from medley.api import convert
 from medley.core.accelerators import AcceleratorClass
 from medley.core.errors import InvalidInputError
+from medley.core.faults import one_line
 from medley.core.names import API_VERSION
 from medley.core.profiles import Profile
 from medley.core.service import Service
@@ -71,7 +72,7 @@ def _documents(path: Path) -> list[object]:
     except OSError as error:
         raise InvalidInputError(str(path), f"cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidInputError(str(path), f"is not YAML: {error}") from error
+        raise InvalidInputError(str(path), f"is not YAML: {one_line(error)}") from error
     return loaded
 
 

@@ -20,6 +20,7 @@ from medley.cli.manifests import Manifests
 from medley.core.accelerators import Market
 from medley.core.errors import InvalidInputError
 from medley.core.service import SpotUse
+from medley.core.units import figure
 from medley.planning.problem import Allocation
 from medley.planning.proposal import Proposal
 from medley.planning.whatif import Case, LatencyName, latency_of, plan_of, with_latency, with_rate
@@ -37,7 +38,7 @@ _MARKET_ALPHA = {Market.SPOT: 0.95, Market.ON_DEMAND: 0.6, Market.RESERVED: 0.6}
 _FORMATS = (".png", ".pdf", ".svg")
 _THOUSAND = 1000
 _HOUR_S = 3600
-_HEADROOM = 2.2
+_HEADROOM, _LEGEND_ROOM = 2.2, 1.5  # above the bars: for lines that may be many times as high, and for the legend
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +58,24 @@ def draw(manifests: Manifests, proposal: Proposal, path: Path) -> None:
     style = _Style(
         {each.name: _COLOURS[number % len(_COLOURS)] for number, each in enumerate(proposal.question.classes)}
     )
-    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    drawing = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    left, middle, right = drawing.subplots(1, 3)
     _cost_over_rate(left, case, style)
     _who_serves_what(middle, proposal, style)
     _cost_over_promise(right, case, proposal)
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
         axes.set_ylim(bottom=0)
     service = case.service
     rate = proposal.question.problem.demand.total
-    figure.suptitle(
-        f"{service.name}: {service.model}, {rate:.3g} requests/s, {proposal.allocation.usd_per_hour:.2f} USD/h",
+    drawing.suptitle(
+        f"{service.name}: {service.model}, {figure(rate)} requests/s, {proposal.allocation.usd_per_hour:.2f} USD/h",
         fontsize=13,
     )
     try:
-        figure.savefig(path, dpi=_DPI)
+        drawing.savefig(path, dpi=_DPI)
     except OSError as error:
         raise InvalidInputError("--picture", f"{path} cannot be written: {error.strerror}") from error
 
@@ -113,11 +116,11 @@ def _cost_over_rate(axes: Axes, case: Case, style: _Style) -> None:
         else:
             unable.append(name)
     if any(tops):
-        axes.set_ylim(top=_HEADROOM * max(tops))  # a large class alone, at a low rate, costs many times as much
+        axes.set_ylim(top=(_LEGEND_ROOM if len(unable) == len(style.colour_of) else _HEADROOM) * max(tops))
     axes.set_xticks(
         range(len(rates)),
         [
-            f"{rate:.3g}\n" + ("no plan" if plan is None else f"{plan.usd_per_hour:.3g} USD/h")
+            f"{figure(rate)}\n" + ("no plan" if plan is None else f"{plan.usd_per_hour:,.2f} USD/h")
             for rate, plan in zip(rates, plans, strict=True)
         ],
         fontsize=8,
@@ -194,8 +197,8 @@ def _cost_over_promise(axes: Axes, case: Case, proposal: Proposal) -> None:
             axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4, label=label)
     axes.axvline(_ms(promised), color="#555555", linewidth=1, linestyle=":")
     axes.annotate(
-        f"promised: {_ms(promised):g} ms", (_ms(promised), 0.02), xycoords=("data", "axes fraction"), rotation=90,
-        ha="right", va="bottom", fontsize=8, color="#555555",
+        f"promised: {_ms(promised):g} ms", (_ms(promised), 0.98), xycoords=("data", "axes fraction"), rotation=90,
+        ha="right", va="top", fontsize=8, color="#555555",
     )  # fmt: skip
     if proposal.infeasible is None:
         usd = proposal.allocation.usd_per_hour
@@ -203,7 +206,7 @@ def _cost_over_promise(axes: Axes, case: Case, proposal: Proposal) -> None:
     axes.set(
         xlabel=f"bound on {name.upper()} (ms, {case.service.slo.percentile:g}th percentile)",
         ylabel="cost (USD/h)",
-        title=f"What the promise costs ({case.service.forecast.requests_per_second:.3g} requests/s)",
+        title=f"What the promise costs ({figure(case.service.forecast.requests_per_second)} requests/s)",
     )
     axes.legend(frameon=False, fontsize=8)
 

@@ -19,13 +19,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from medley.cli import terminal
 from medley.cli.inputs import Note, Options, overlaid
 from medley.cli.manifests import Manifests, read
 from medley.core.accelerators import Shape
 from medley.core.errors import MedleyError
+from medley.core.units import figure
 from medley.kube.plan_status import money, plan_status, saved_percent
 from medley.planning.capacity import utilisation
 from medley.planning.fleet import Observed
+from medley.planning.problem import Bound
 from medley.planning.proposal import Proposal, propose
 
 MET, UNMET, INVALID = 0, 1, 2
@@ -36,7 +39,7 @@ ANY_TIME = datetime(2000, 1, 1, tzinfo=UTC)
 
 def run(paths: Sequence[Path], out: str, options: Options, picture: Path | None = None) -> int:
     """Print the plan and return the exit status; `picture`: where to draw it."""
-    aside = Console(stderr=True)
+    aside = terminal.aside()
     try:
         manifests, notes = overlaid(read(paths), options, datetime.now(UTC))
         say(notes, aside)
@@ -53,7 +56,15 @@ def run(paths: Sequence[Path], out: str, options: Options, picture: Path | None 
         refuse(error, aside)
         return INVALID
     printed(out, lambda: as_status(proposal), lambda console: show(manifests, proposal, console))
-    return MET if proposal.infeasible is None else UNMET
+    return status(proposal)
+
+
+def status(proposal: Proposal) -> int:
+    """Return the exit status: met, not within the bounds, or nothing to plan with until an object is written."""
+    if proposal.infeasible is None:
+        return MET
+    missing = all(each.bound in {Bound.PROFILES, Bound.CLASSES} for each in proposal.infeasible.bindings)
+    return INVALID if missing else UNMET
 
 
 def printed(out: str, value: Callable[[], Any], table: Callable[[Console], None]) -> None:
@@ -65,7 +76,7 @@ def printed(out: str, value: Callable[[], Any], table: Callable[[Console], None]
             # By way of JSON, so that both say the same of every type.
             print(yaml.safe_dump(json.loads(json.dumps(value())), sort_keys=False), end="")  # noqa: T201
         case _:
-            table(Console())
+            terminal.show(table)
 
 
 def say(notes: Iterable[Note], console: Console) -> None:
@@ -101,14 +112,13 @@ def as_status(proposal: Proposal) -> dict[str, Any]:
 def show(manifests: Manifests, proposal: Proposal, console: Console) -> None:
     """Print the plan for people."""
     service, problem, found = manifests.service, proposal.question.problem, proposal.allocation
-    asked = f"{escape(service.model)}, {problem.demand.total:.3g} requests/s, {promise(manifests)}"
+    asked = f"{escape(service.model)}, {figure(problem.demand.total)} requests/s, {promise(manifests)}"
     console.print(f"[bold]{escape(service.name)}[/]: {asked}")
     if proposal.infeasible is not None:
-        console.print(
-            f"[bold red]cannot be met:[/] {proposal.infeasible.unmet_requests_per_second:.3g} requests/s stay unserved"
-        )
+        unmet = figure(proposal.infeasible.unmet_requests_per_second)
+        console.print(f"[bold red]cannot be met:[/] {unmet} requests/s stay unserved")
         for binding in proposal.infeasible.bindings:
-            console.print(f"  {escape(binding.bound)}: {escape(binding.message)}")
+            console.print(f"  {escape(binding.where)}: {escape(binding.message)}")
         if not found.replicas:
             console.print("no replica is planned")
             if proposal.not_used:
@@ -136,7 +146,9 @@ def promise(manifests: Manifests) -> str:
     """Return the SLO in words."""
     slo = manifests.service.slo
     bounds = (("TTFT", slo.ttft), ("TPOT", slo.tpot))
-    said = " and ".join(f"{name} ≤ {bound.total_seconds() * 1000:g} ms" for name, bound in bounds if bound is not None)
+    said = " and ".join(
+        f"{name} ≤ {figure(bound.total_seconds() * 1000)} ms" for name, bound in bounds if bound is not None
+    )
     return f"{said} for {slo.percentile:g} % of requests"
 
 

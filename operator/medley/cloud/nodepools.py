@@ -40,9 +40,11 @@ def node_pool(accelerator_class: AcceleratorClass, market: Market) -> dict[str, 
         },
     }
     caps = [offer.max_nodes for offer in offers]
+    bounds = [gpus for quota_of, gpus in accelerator_class.gpu_quotas if quota_of is market]
     if None not in caps:
-        gpus = sum(cap for cap in caps if cap is not None) * accelerator_class.gpus_per_node
-        spec["limits"] = {accelerator_class.resource_name: str(gpus)}
+        bounds.append(sum(cap for cap in caps if cap is not None) * accelerator_class.gpus_per_node)
+    if bounds:
+        spec["limits"] = {accelerator_class.resource_name: str(min(bounds))}
     return {
         "apiVersion": NODE_POOL.api_version,
         "kind": NODE_POOL.kind,

@@ -25,6 +25,7 @@ import yaml
 from medley.cloud.prices import Price, PriceSource
 from medley.core.accelerators import Market
 from medley.core.errors import InvalidInputError
+from medley.core.faults import one_line
 
 Json = Mapping[str, Any]
 
@@ -44,7 +45,7 @@ def opened(path: Path) -> PriceSource:
     try:
         document = _parsed(text)
     except yaml.YAMLError as error:
-        raise InvalidInputError(str(path), f"is neither JSON nor YAML: {error}") from error
+        raise InvalidInputError(str(path), f"is neither JSON nor YAML: {one_line(error)}") from error
     match document:
         case {"SpotPriceHistory": list(entries)}:
             return AwsSpotHistory(str(path), entries)

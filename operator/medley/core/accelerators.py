@@ -55,6 +55,7 @@ class AcceleratorClass:
     nodes: KarpenterNodes | ExistingNodes
     offers: tuple[NodeOffer, ...]
     engine_image: str | None = None  # None: the service's or the chart's default
+    gpu_quotas: tuple[tuple[Market, int], ...] = ()  # GPUs over all zones and services, per market that has a quota
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -48,6 +48,18 @@ PORT_OPERATOR = 8081
 NAME_LIMIT = 63  # DNS label: pod names double as host names
 
 
+# Metrics of routers that the operator reads; Prometheus adds _total.
+METRIC_REQUESTS = "medley_router_requests"
+METRIC_OUTPUTS = "medley_router_outputs"
+METRIC_TURNED_AWAY = "medley_router_turned_away"
+METRIC_WINDOW_REQUESTS = "medley_router_window_requests"
+METRIC_WINDOW_SQUARES = "medley_router_window_squared_differences"
+LABEL_INPUT = "input_bucket"
+LABEL_LIMIT = "output_bucket"  # by max_tokens
+LABEL_MADE = "made_bucket"  # by the tokens that came out
+LABEL_WINDOW = "window_seconds"
+
+
 class Component(StrEnum):
     """Values of the label `medley.dev/component`."""
 
@@ -96,6 +108,7 @@ class Reason(StrEnum):
     PLANNED = "Planned"
     PROFILED = "Profiled"
     FORECAST = "Forecast"
+    MEASURED = "Measured"
     HEDGED = "Hedged"
     NO_SPOT = "NoSpot"
     TOKEN_LOG = "TokenLog"  # noqa: S105  # the log of tokens that streams are resumed from

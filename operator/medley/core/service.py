@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 
+from medley.core.accelerators import Market
 from medley.core.errors import InvalidInputError
 from medley.core.workload import Demand, SizeGrid, Slo
 
@@ -48,6 +49,13 @@ class OperatingMode(StrEnum):
 
     AUTO = "Auto"
     PLAN = "Plan"  # computed and shown, nothing is changed
+
+
+class AllocationMode(StrEnum):
+    """Which programme a plan comes from."""
+
+    SHARES = "Shares"  # any part of a class of requests may go to any shape; every bound holds
+    MELANGE = "Melange"  # as the Mélange paper has it, without bounds: for comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +101,18 @@ class SpotPolicy:
     use: SpotUse = SpotUse.PREFER
     on_demand_floor: float = 0.0  # 0..1: at least this part of the replicas is not spot
     survive_zone_loss: float = 0.0  # 0..1: this part of the demand is still served when one zone's spot is lost
+    survive_class_loss: float = 0.0  # 0..1: likewise when one class's spot is lost, in all zones
+    survive_class_zone_loss: float = 0.0  # 0..1: likewise when one class's spot is lost in one zone
+
+
+@dataclass(frozen=True, slots=True)
+class GpuQuota:
+    """At most so many GPUs of a class, a market and a zone together, of one service; None: any."""
+
+    gpus: int
+    accelerator_class: str | None = None
+    market: Market | None = None
+    zone: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +122,23 @@ class Limits:
     max_usd_per_hour: Decimal | None = None  # None: no bound
     max_replicas: int = 20
     min_replicas: int = 1
+    gpu_quotas: tuple[GpuQuota, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Anti-affinity over zones: replicas in at least so many of them, at most this part of the replicas in any one."""
+
+    min_zones: int = 1
+    max_zone_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.min_zones < 1:
+            raise InvalidInputError("spec.spread.minZones", f"expected 1 or more, got {self.min_zones}")
+        if not 0 < self.max_zone_share <= 1:
+            raise InvalidInputError(
+                "spec.spread.maxZoneShare", f"expected above 0% and at most 100%, got {self.max_zone_share}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +162,5 @@ class Service:
     mode: OperatingMode
     routing: RoutingKnowledge = RoutingKnowledge.BLIND
     priority: int = 0  # among services that share capacity: higher is served first
+    spread: Spread = Spread()
+    allocation: AllocationMode = AllocationMode.SHARES

@@ -15,6 +15,11 @@ PERCENT_PATTERN = r"^(100|[1-9]?[0-9])%$"
 MONEY_PATTERN = r"^(0|[1-9][0-9]*)(\.[0-9]{1,6})?$"
 MEMORY_PATTERN = r"^[1-9][0-9]*(Mi|Gi|Ti)$"
 
+_ALL_DIGITS = 999.5  # three digits would round it to 1e+03
+# Ten seconds or more for one token, or an hour until the first: nobody promises that, a unit was mistaken.
+LONG_TPOT_PATTERN = r"^([0-9]+[mh]|[0-9]{2,}s|[0-9]{5,}ms|[0-9]{8,}us)$"
+LONG_TTFT_PATTERN = r"^([0-9]+h|[0-9]{2,}m|[0-9]{4,}s|[0-9]{7,}ms|[0-9]{10,}us)$"
+
 _MICROSECONDS = {"us": 1, "ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000}
 _BYTES = {"Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
@@ -48,6 +53,13 @@ def usd(text: str, *, field: str) -> Decimal:
     if not re.fullmatch(MONEY_PATTERN, text):
         raise InvalidInputError(field, f'expected US dollars as a string such as "0.36", got {text!r}')
     return Decimal(text)
+
+
+def figure(value: float) -> str:
+    """Return a quantity for people: three digits, all of those before the point, never 8e+03."""
+    if abs(value) >= _ALL_DIGITS:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
 
 
 def memory_bytes(text: str, *, field: str) -> int:

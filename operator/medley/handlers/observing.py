@@ -25,6 +25,8 @@ from medley.core.errors import InvalidInputError
 from medley.core.identity import Role
 from medley.core.notices import Notice
 from medley.core.profiles import Profile
+from medley.core.service import WorkloadSource
+from medley.handlers.routers import Routers
 from medley.handlers.supervisors import Credentials, Supervisors
 from medley.kube import observe
 from medley.kube.api import Api
@@ -65,7 +67,9 @@ class View:
         return _request(self.item, self.classes, self.profiles, self.images, offering)
 
 
-async def view(api: Api, supervisors: Supervisors, images: Images, key: tuple[str, str], now: datetime) -> View | None:
+async def view(
+    api: Api, supervisors: Supervisors, routers: Routers, images: Images, key: tuple[str, str], *, now: datetime
+) -> View | None:
     """Observe one service; None if there is none. Raises InvalidInputError for a service that is not understood."""
     sight = await observe.look(api, *key)
     if sight is None:
@@ -78,7 +82,11 @@ async def view(api: Api, supervisors: Supervisors, images: Images, key: tuple[st
     engine_key = _engine_key(sight.key)
     addresses = {pod["metadata"]["name"]: where for pod in sight.engine_pods if (where := address(pod)) is not None}
     credentials = _credentials(engine_key, sight.trust)
-    reports = await supervisors.reports(addresses, credentials) if credentials else {}
+    listened = item.spec.workload.source is WorkloadSource.OBSERVED
+    reports, ledger = await asyncio.gather(
+        supervisors.reports(addresses, credentials),
+        routers.listen(key, _router_addresses(sight) if listened else {}, now),
+    )
     coming = _coming(sight)
     hashes: dict[OfferingKey, str | None] = {}
     for offering in {offering_of(pod) for pod in sight.engine_pods}:
@@ -99,6 +107,7 @@ async def view(api: Api, supervisors: Supervisors, images: Images, key: tuple[st
         pools_of_others=_used_by_others(sight),
         neighbours=_neighbours(sight),
         unreadable=(*bad_classes, *bad_profiles),
+        ledger=ledger,
     )
     return View(
         observed=observed,
@@ -231,6 +240,11 @@ def _router(sight: Sight, item: LLMService) -> RouterState:
     )
 
 
+def _router_addresses(sight: Sight) -> dict[str, str]:
+    """Return where routers are reached, by the uid of their pods."""
+    return {pod["metadata"]["uid"]: where for pod in sight.router_pods if (where := address(pod)) is not None}
+
+
 def _used_by_others(sight: Sight) -> frozenset[PoolKey]:
     planned = (
         PoolKey(shape_of(each["shape"]).accelerator_class, read_market(each["market"]))
@@ -262,6 +276,7 @@ def _neighbours(sight: Sight) -> tuple[Neighbour, ...]:
             convert.service(wanting[key]) if key in wanting else None,
             tuple(sorted(held.get(key, Counter()).items())),
             standing(wanting[key]).unavailable if key in wanting else (),
+            standing(wanting[key]).traffic if key in wanting else None,
         )
         for key in sorted(held.keys() | wanting.keys())
     )

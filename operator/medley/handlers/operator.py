@@ -14,10 +14,11 @@ import kopf
 from prometheus_client import CollectorRegistry
 
 from medley.core.errors import ClusterError
-from medley.core.names import FINALIZER, PORT_CONTROL
+from medley.core.names import FINALIZER, PORT_CONTROL, PORT_ROUTER
 from medley.handlers import watching
 from medley.handlers.acting import release
 from medley.handlers.reconciling import Key, Reconciler
+from medley.handlers.routers import Routers
 from medley.handlers.settings import Settings
 from medley.handlers.supervisors import Supervisors
 from medley.handlers.watching import Wakes
@@ -43,6 +44,7 @@ async def run(
     *,
     kubeconfig: Path | None = None,
     control_port: int = PORT_CONTROL,
+    router_port: int = PORT_ROUTER,
 ) -> None:
     """Run until `stop` is set; the Lease is given up at the end, so that another leads at once."""
     metrics = OperatorMetrics(CollectorRegistry())
@@ -52,6 +54,7 @@ async def run(
         reconciler = Reconciler(
             api,
             Supervisors(session, control_port),
+            Routers(session, router_port),
             settings.images,
             EventPost(api, settings.identity),
             metrics,

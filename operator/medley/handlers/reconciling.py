@@ -20,6 +20,7 @@ from medley.core.names import Condition, Reason
 from medley.handlers import observing
 from medley.handlers.acting import Refused, act
 from medley.handlers.observing import View
+from medley.handlers.routers import Routers
 from medley.handlers.supervisors import Supervisors
 from medley.kube import status as statuses
 from medley.kube import trust_secrets
@@ -42,6 +43,7 @@ class Reconciler:
 
     api: Api
     supervisors: Supervisors
+    routers: Routers
     images: Images
     events: EventPost
     metrics: OperatorMetrics
@@ -70,13 +72,14 @@ class Reconciler:
     async def _pass(self, key: Key) -> float | None:
         now = self.clock()
         try:
-            view = await observing.view(self.api, self.supervisors, self.images, key, now)
+            view = await observing.view(self.api, self.supervisors, self.routers, self.images, key, now=now)
         except InvalidInputError as error:
             # The API server lets nothing in that is not understood, unless its CRD is of another version.
             self.metrics.refusals.labels(Reason.INVALID_SPEC.value).inc()
             raise ClusterError(f"reading the service: {error}; apply the CRDs of this version of medley") from error
         if view is None:
             self.metrics.forget(*key)
+            self.routers.forget(key)
             return None
         # In a thread: the solver may take seconds, and the Lease is renewed on this loop.
         decided = await asyncio.to_thread(plan, view.observed, now)

@@ -41,8 +41,12 @@ class Supervisors:
         self._session = session
         self._port = port
 
-    async def reports(self, addresses: Mapping[str, str], credentials: Credentials) -> dict[str, EngineReport | None]:
-        """Return each replica's report, None for those that do not answer; all at once."""
+    async def reports(
+        self, addresses: Mapping[str, str], credentials: Credentials | None
+    ) -> dict[str, EngineReport | None]:
+        """Return each replica's report, None for those that do not answer; none without credentials."""
+        if credentials is None:
+            return {}
         answers = await asyncio.gather(*(self._report(address, credentials) for address in addresses.values()))
         return dict(zip(addresses, answers, strict=True))
 

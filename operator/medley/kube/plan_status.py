@@ -13,6 +13,7 @@ from itertools import groupby
 from medley.api.llmservice_status import Infeasible, NotUsed, PlannedOffering, PlanStatus, Routing, RoutingShare
 from medley.core.accelerators import OfferingKey
 from medley.core.service import RoutingKnowledge
+from medley.core.units import figure
 from medley.planning import problem
 from medley.planning.ignorance import for_all_limits
 from medley.planning.problem import Share
@@ -78,9 +79,9 @@ def money(usd: float) -> str:
 
 def _infeasible(found: problem.Infeasible) -> Infeasible:
     return Infeasible(
-        unmet_requests_per_second=f"{found.unmet_requests_per_second:.3g}",
+        unmet_requests_per_second=figure(found.unmet_requests_per_second).replace(",", ""),
         # A bound that binds together with this one and with that one is named once.
-        binding=", ".join(dict.fromkeys(each.bound.value for each in found.bindings)),
+        binding=", ".join(dict.fromkeys(each.where for each in found.bindings)),
         remedy="; ".join(each.message for each in found.bindings),
     )
 

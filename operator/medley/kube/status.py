@@ -13,7 +13,7 @@ from typing import Any
 
 from medley.api.base import ConditionEntry
 from medley.api.llmservice import LLMService
-from medley.api.llmservice_status import LLMServiceStatus, PlanStatus, ReplicaCounts
+from medley.api.llmservice_status import LLMServiceStatus, PlanStatus, ReplicaCounts, WorkloadStatus
 from medley.api.llmservice_status import Unavailable as UnavailableEntry
 from medley.core.accelerators import Market, OfferingKey, Shape
 from medley.core.errors import InvalidInputError
@@ -21,8 +21,10 @@ from medley.core.names import Condition, Reason
 from medley.kube.api import LLM_SERVICE, Api
 from medley.kube.plan_status import plan_status
 from medley.kube.router_objects import url
+from medley.kube.workload_status import traffic_in, workload_status
 from medley.planning.fleet import ConditionState, Standing, Truth, Unavailable
 from medley.planning.reconcile import Status
+from medley.planning.traffic import Traffic
 
 Json = dict[str, Any]
 
@@ -63,6 +65,7 @@ def standing(item: LLMService) -> Standing:
             for each in status.conditions
             if each.type in known[0] and each.reason in known[1]
         ),
+        traffic=traffic_in(status.workload),
     )
 
 
@@ -80,6 +83,7 @@ def status_json(item: LLMService, status: Status, now: datetime) -> Json:
             summary=f"{status.ready}/{status.desired}",
         ),
         plan=plan,
+        workload=_workload(item, status),
         unavailable=tuple(
             UnavailableEntry(
                 shape=each.offering.shape.key,
@@ -93,6 +97,13 @@ def status_json(item: LLMService, status: Status, now: datetime) -> Json:
         url=url(item),
     )
     return _json(written)
+
+
+def _workload(item: LLMService, status: Status) -> WorkloadStatus | None:
+    if status.proposal is None:
+        return item.status.workload
+    traffic = status.proposal.traffic
+    return workload_status(traffic) if isinstance(traffic, Traffic) else None
 
 
 def changed(live: Mapping[str, Any], desired: Json) -> bool:

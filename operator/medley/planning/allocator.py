@@ -50,7 +50,7 @@ def reallocate(problem: AllocationProblem, learnt: Learnt | None = None) -> tupl
     if found is not None:
         return found, answer.learnt
     short = shortage(problem)
-    best = allocation(problem, short.best, answer.separation, served=short.served)
+    best = allocation(short.problem, short.best, Separation(short.problem), served=short.served)
     return Infeasible(short.unmet, short.bindings, best), answer.learnt
 
 

@@ -27,6 +27,11 @@ def bounds(problem: AllocationProblem, plan: Allocation) -> tuple[BoundState, ..
     return tuple(sorted(found, key=lambda each: not each.binds))
 
 
+def least_on_demand(floor: float, replicas: int) -> int:
+    """Return how many of so many replicas must not be spot."""
+    return math.ceil(floor * replicas - _NOISE)
+
+
 def _limits(problem: AllocationProblem, plan: Allocation) -> Iterator[BoundState]:
     limits, total = problem.limits, plan.total_replicas
     cheapest = min((each.usd_per_hour for each in problem.offerings), default=math.inf)
@@ -45,12 +50,12 @@ def _floor(problem: AllocationProblem, plan: Allocation) -> Iterator[BoundState]
     floor, total = problem.spot.on_demand_floor, plan.total_replicas
     if floor > 0:
         held = total - plan.spot_replicas
-        needed = math.ceil(floor * total - _NOISE)
+        needed = least_on_demand(floor, total)
         yield BoundState(
             "spec.spot.onDemandFloor",
             f"at least {needed} of {total} ({floor:.0%})",
             str(held),
-            held <= needed and plan.spot_replicas > 0,
+            held < least_on_demand(floor, total + 1),
         )
 
 

@@ -19,6 +19,8 @@ from medley.planning.offerings import Why
 from medley.planning.problem import Bound, Infeasible
 from medley.planning.proposal import Proposal
 from medley.planning.rollout import counted, serves
+from medley.planning.throughput import JointUnknown
+from medley.planning.traffic import MARGIN, NotMeasured, Traffic
 
 # Of `Replica.reason` (kube/replicas.py makes them).
 PULL_FAILED = "ErrImagePull"
@@ -30,6 +32,7 @@ _BOUND_REASONS: Mapping[Bound, Reason] = {
     Bound.REPLICAS: Reason.LIMITS_TOO_TIGHT,
     Bound.ON_DEMAND_FLOOR: Reason.SPOT_NOT_HEDGED,
     Bound.ZONE_LOSS: Reason.SPOT_NOT_HEDGED,
+    Bound.SPREAD: Reason.LIMITS_TOO_TIGHT,
     Bound.MIN_REPLICAS: Reason.CAPACITY_CAPPED,
     Bound.PROFILES: Reason.PROFILE_MISSING,
     Bound.CLASSES: Reason.UNKNOWN_CLASS,
@@ -63,7 +66,7 @@ class Refusal:
 def of_proposal(observed: Observed, proposal: Proposal, now: datetime) -> tuple[ConditionState, ...]:
     """Return all conditions of a service that has a plan."""
     first = (
-        _workload(observed),
+        _workload(observed, proposal.traffic),
         _profiles(observed, proposal),
         _feasible(proposal),
         _capacity(observed, proposal.wanted, now),
@@ -76,7 +79,8 @@ def of_proposal(observed: Observed, proposal: Proposal, now: datetime) -> tuple[
 def of_refusal(observed: Observed, refusal: Refusal, now: datetime) -> tuple[ConditionState, ...]:
     """Return the conditions of a service that can have no plan; those that cannot be judged keep what they said."""
     said = Verdict(refusal.type, Truth.FALSE, refusal.reason, refusal.message)
-    first = (_workload(observed), said) if refusal.type is not Condition.WORKLOAD_OBSERVED else (said,)
+    traffic = observed.standing.traffic or NotMeasured("there is no plan")
+    first = (_workload(observed, traffic), said) if refusal.type is not Condition.WORKLOAD_OBSERVED else (said,)
     return merged(observed, (*first, _ready(observed, first)), now)
 
 
@@ -106,7 +110,7 @@ def merged(observed: Observed, verdicts: Iterable[Verdict], now: datetime) -> tu
     return tuple(states[each] for each in Condition if each in states)
 
 
-def _workload(observed: Observed) -> Verdict:
+def _workload(observed: Observed, traffic: Traffic | NotMeasured) -> Verdict:
     if observed.service.workload_source is WorkloadSource.FORECAST:
         return Verdict(
             Condition.WORKLOAD_OBSERVED,
@@ -114,8 +118,16 @@ def _workload(observed: Observed) -> Verdict:
             Reason.FORECAST,
             "Planned for the forecast of spec.workload, as asked",
         )
-    message = "Planned for the forecast of spec.workload; traffic is not measured yet"
-    return Verdict(Condition.WORKLOAD_OBSERVED, Truth.UNKNOWN, Reason.FORECAST, message)
+    if isinstance(traffic, NotMeasured):
+        message = f"Planned for the forecast of spec.workload; traffic is not measured yet: {traffic.why}"
+        return Verdict(Condition.WORKLOAD_OBSERVED, Truth.UNKNOWN, Reason.FORECAST, message)
+    bursts = ", ".join(f"{value:g} within {length} s" for length, value in traffic.bursts[-1:])
+    message = (
+        f"Planned for {traffic.requests_per_second:.3g} requests/s, {MARGIN:.0%} more than routers measured up to "
+        f"{traffic.measured_at:%Y-%m-%d %H:%M} UTC: {traffic.requests} requests"
+        + (f", dispersion {bursts} (1: as by chance)" if bursts else "")
+    )
+    return Verdict(Condition.WORKLOAD_OBSERVED, Truth.TRUE, Reason.MEASURED, message)
 
 
 def _profiles(observed: Observed, proposal: Proposal) -> Verdict:
@@ -135,7 +147,9 @@ def _profiles(observed: Observed, proposal: Proposal) -> Verdict:
         return Verdict(Condition.PROFILES_READY, Truth.FALSE, Reason.PROFILE_MISSING, _joined(message, unreadable))
     used = ", ".join(profile.name for profile in proposal.question.profiles)
     without = f"classes without a profile of {service.model} are left out: {', '.join(missing)}" if missing else ""
-    message = _joined(f"Planned with {used}", without, _extrapolations(proposal), unreadable)
+    message = _joined(
+        f"Planned with {used}", without, _extrapolations(proposal), _joint(proposal), _constant(proposal), unreadable
+    )
     return Verdict(Condition.PROFILES_READY, Truth.TRUE, Reason.PROFILED, message)
 
 
@@ -149,6 +163,29 @@ def _extrapolations(proposal: Proposal) -> str:
             trust = f", confidence {each.confidence}" if each.confidence is not None else ""
             said.append(f"{each.throughput.shape}: {doubts[-1]}{trust}")
     return f"beyond what was measured: {'; '.join(said)}; measure these sizes" if said else ""
+
+
+def _joint(proposal: Proposal) -> str:
+    """Say of which shapes it is not known whether TTFT and TPOT hold together as often as promised."""
+    said = []
+    for each in proposal.question.sustained:
+        doubts = [doubt for _, doubt in each.doubts if isinstance(doubt, JointUnknown)]
+        if doubts:
+            said.append(f"{each.throughput.shape}: {min(doubts, key=lambda doubt: doubt.percentile)}")
+    return f"{'; '.join(said)}; measure a higher percentile" if said else ""
+
+
+def _constant(proposal: Proposal) -> str:
+    """Say which shapes are planned to a constant part of their throughput, whatever the bursts and the mix."""
+    question = proposal.question
+    without = [str(each.shape) for each in question.profiles if each.latency is None]
+    if not without:
+        return ""
+    bursts = f" of dispersion {question.dispersion:g}" if question.dispersion > 1 else ""
+    return (
+        f"planned at {question.problem.utilisation:.0%} of what was measured, whatever the bursts{bursts} and the mix "
+        f"of sizes: {', '.join(without)}; add a latencyModel (medley profile fit)"
+    )
 
 
 def _unprofiled(proposal: Proposal) -> list[str]:
@@ -217,9 +254,14 @@ def _hedged(proposal: Proposal) -> Verdict:
     if not spot:
         return Verdict(Condition.SPOT_HEDGED, Truth.TRUE, Reason.NO_SPOT, "No replica is on spot")
     policy = proposal.question.problem.spot
+    losses = (
+        ("a class's spot", policy.survive_class_loss),
+        ("a class's spot in one zone", policy.survive_class_zone_loss),
+    )
+    also = "".join(f", {part:.0%} of {what}" for what, part in losses if part > 0)
     message = (
         f"{spot} replicas are on spot; on-demand floor {policy.on_demand_floor:.0%}, "
-        f"{policy.survive_zone_loss:.0%} of the demand survives the loss of a zone's spot"
+        f"{policy.survive_zone_loss:.0%} of the demand survives the loss of a zone's spot{also}"
     )
     return Verdict(Condition.SPOT_HEDGED, Truth.TRUE, Reason.HEDGED, message)
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from medley.core.workload import Bucket
 from medley.planning import programme
 from medley.planning.branching import MOST_COLUMNS, branched
+from medley.planning.enumeration import enumerated
 from medley.planning.ilp import Model, Numbers, Point, Row, Solved, Terms, Undecided, Unsolvable, relative_gap
 from medley.planning.problem import EXACT, AllocationProblem, Bound
 from medley.planning.programme import Replicas, Scenario, Unmet
@@ -32,6 +33,8 @@ from medley.planning.separation import Cut, Separation, Weights
 _ROUNDS = 200
 _LITTLE = 0.1  # of the gap that is good enough: less than that is not worth another round without whole numbers
 _SLACK = 1e-6
+# Where what is missing is missing now, only so many offerings are looked at in whole replicas.
+_NEAREST = 60
 _WHOLE = 1e-4
 
 
@@ -70,12 +73,12 @@ def solved(
     cover = Cover(problem, programme.scenarios(problem, without), soft=soft, learnt=learnt or Learnt())
     if not soft and cover.separation.unservable:
         return Answer(Unsolvable(), cover.learnt, cover.separation)
-    model = Model(programme.built(problem, soft=soft, without=without).with_rows(*rows))
+    rows = tuple(rows)
+    model = Model(programme.built(problem, soft=soft, without=without).with_rows(*rows), solvable=soft and not rows)
     cover.begin(model)
     if not soft and 0 < len(model.keys) <= MOST_COLUMNS and model.integer.all():
-        whole = branched(
-            model, [model.costs(each) for each in objectives], problem.solver_effort, partial(cover.refuted, model)
-        )
+        asked = [model.costs(each) for each in objectives], problem.solver_effort, partial(cover.refuted, model)
+        whole = enumerated(model, *asked) or branched(model, *asked)
         if whole is not None:
             return Answer(_named(model, whole), cover.learnt, cover.separation)
     best: Solved | None = None
@@ -136,11 +139,28 @@ def completed(problem: AllocationProblem, objective: Terms, kept: Terms, learnt:
     least = model.minimise(costs, problem.solver_effort, whole=False)
     if not isinstance(least, Point):
         return Answer(least, cover.learnt, cover.separation)
-    model.between(model.costs(kept), model.upper)
-    found = cover.minimised(model, costs)
+    low = model.costs(kept)
+    model.between(low, model.upper)
+    found = cover.relaxed(model, costs, cover.little)
+    if isinstance(found, Point):
+        near = _near(model)
+        model.between(low, np.where(near, model.upper, low))
+        found = cover.whole(model, costs)
+        if not isinstance(found, Point) and not near.all():
+            model.between(low, model.upper)
+            found = cover.whole(model, costs)
     if isinstance(found, Point):
         found = replace(found, bound=least.objective)
     return Answer(_named(model, found), cover.learnt, cover.separation)
+
+
+def _near(model: Model) -> npt.NDArray[np.bool_]:
+    """Say which columns are nearest to paying, by the reduced costs of the solution in fractions just found."""
+    reduced = model.duals().columns
+    integer = np.flatnonzero(model.integer)
+    near = ~model.integer
+    near[integer[np.argsort(reduced[integer], kind="stable")[:_NEAREST]]] = True
+    return near
 
 
 @overload
@@ -236,10 +256,17 @@ class Cover:
 
         First without whole numbers, since that is quick and finds most inequalities.
         """
+        least = self.relaxed(model, costs, self.little)
+        return self.whole(model, costs) if isinstance(least, Point) else least
+
+    @property
+    def little(self) -> float:
+        """What a round without whole numbers must add, as a part of the objective, for another to be worth it."""
         gap = self._problem.solver_effort.relative_gap or 0.0
-        least = self.relaxed(model, costs, _LITTLE * gap if gap > EXACT else -math.inf)
-        if not isinstance(least, Point):
-            return least
+        return _LITTLE * gap if gap > EXACT else -math.inf
+
+    def whole(self, model: Model, costs: Numbers) -> Point | Unsolvable | Undecided:
+        """Minimise with whole numbers until nothing is violated."""
         for _ in range(_ROUNDS):
             found = model.minimise(costs, self._problem.solver_effort)
             if not isinstance(found, Point):

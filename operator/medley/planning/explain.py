@@ -161,17 +161,19 @@ def _offers(
     if isinstance(answer, Infeasible):
         return NotUsed(each.name, market, None, Why.NOT_NEEDED, "would not serve more of the demand within the bounds")
     usd_per_hour = answer.usd_per_hour + answer.interruptions_usd_per_hour
-    return _priced(each, market, offers, breakeven(question.problem, usd_per_hour, keys))
+    return _priced(question, each, market, offers, breakeven(question.problem, usd_per_hour, keys))
 
 
-def _priced(each: AcceleratorClass, market: Market | None, offers: Iterable[NodeOffer], found: Breakeven) -> NotUsed:
+def _priced(
+    question: Question, each: AcceleratorClass, market: Market | None, offers: Iterable[NodeOffer], found: Breakeven
+) -> NotUsed:
     lowest = min(offer.usd_per_node_hour for offer in offers)
     match found:
         case NoRoom():
             message = "the bounds leave no room for one replica of it"
             return NotUsed(each.name, market, None, Why.CAPPED, message)
         case Never():
-            message = "no plan would be cheaper with it, even if it cost nothing"
+            message = f"no plan would be cheaper with it, even if it cost nothing: {_left_over(question, each)}"
             return NotUsed(each.name, market, None, Why.NOT_NEEDED, message)
         case Below(factor, exact):
             price = factor * lowest
@@ -189,6 +191,31 @@ def _priced(each: AcceleratorClass, market: Market | None, offers: Iterable[Node
             return NotUsed(each.name, market, None, Why.DEARER, message, price)
         case _:
             assert_never(found)
+
+
+def _left_over(question: Question, each: AcceleratorClass) -> str:
+    """Say what of the demand no shape of a class takes, for which something else is there anyhow."""
+    demanded, grid = dict(question.problem.demand.requests_per_second), question.problem.demand.grid
+    own = {shape: rates for shape, rates in question.problem.rates.items() if shape.accelerator_class == each.name}
+    unable = {bucket for bucket in demanded if not any(bucket in rates for rates in own.values())}
+    if not unable:
+        return "the bounds leave too little room for it to spare another replica"
+    largest = max(unable, key=lambda bucket: (demanded[bucket], bucket))
+    reasons = [
+        str(reason)
+        for judged in question.sustained
+        if judged.throughput.shape in own
+        for bucket, reason in judged.unable
+        if bucket == largest
+    ]
+    more = f" nor {len(unable) - 1} more sizes" if len(unable) > 1 else ""
+    part = sum(demanded[bucket] for bucket in unable) / sum(demanded.values())
+    return (
+        f"it cannot take requests of up to {'{} + {}'.format(*grid.sizes(largest))} tokens{more} "
+        f"({part:.0%} of the demand)"
+        + (f", since {reasons[0]}" if reasons else "")
+        + "; what takes them takes the rest"
+    )
 
 
 def _zone(question: Question, each: AcceleratorClass, offer: NodeOffer, lowest: float) -> NotUsed:

@@ -16,6 +16,8 @@ from medley.core.names import Condition, Reason
 from medley.core.notices import Notice, NoticeSource
 from medley.core.profiles import Profile
 from medley.core.service import Service
+from medley.planning.ledger import Ledger
+from medley.planning.traffic import Traffic
 
 
 class ReplicaPhase(StrEnum):
@@ -94,6 +96,7 @@ class Standing:
     replicas: tuple[tuple[OfferingKey, int], ...] = ()  # of the plan in force
     unavailable: tuple[Unavailable, ...] = ()
     conditions: tuple[ConditionState, ...] = ()
+    traffic: Traffic | None = None  # that the plan in force is made for; None: the forecast
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,7 @@ class Neighbour:
     service: Service | None  # None: it is being deleted, or is not understood, so it asks for nothing
     held: tuple[tuple[OfferingKey, int], ...] = ()  # replicas on nodes, sorted
     unavailable: tuple[Unavailable, ...] = ()
+    traffic: Traffic | None = None  # as of its own status
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,7 @@ class Observed:
     pools_of_others: frozenset[PoolKey] = frozenset()  # those that other services' plans or pods use
     neighbours: tuple[Neighbour, ...] = ()  # all other services, by name
     unreadable: tuple[str, ...] = ()  # classes and profiles that are not understood, each with its remedy
+    ledger: Ledger = field(default_factory=Ledger)  # what routers counted, as far as this operator listened
 
     @property
     def going(self) -> Mapping[str, Notice]:

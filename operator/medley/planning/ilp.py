@@ -28,7 +28,10 @@ _HAS_SOLUTION = 2
 _STOPPED_AT_A_LIMIT = frozenset({"kTimeLimit", "kSolutionLimit", "kIterationLimit", "kInterrupt"})
 # "Unbounded or infeasible" is infeasible here: every objective is bounded below, its terms and variables being >= 0.
 _WITHOUT_SOLUTION = frozenset({"kInfeasible", "kUnboundedOrInfeasible"})
-_LOST = "kUnknown"
+_LOST = frozenset({"kUnknown", "kNotset"})
+# Numbers far apart: from the beginning, presolved or as they are, the solver mostly finds its way.
+_SCALING, _AS_IT_IS, _EQUILIBRATED = 2, 0, 3  # HiGHS: forced equilibration (its own choice), none, another
+_OTHERWISE = (("on", _SCALING), ("off", _AS_IT_IS), ("off", _EQUILIBRATED))
 _INTEGER_TOLERANCE = 1e-4
 _EXACT = 1e-6  # relative: a bound this near is the solver's tolerance, not a gap
 _OPTIONS: dict[str, bool | int | float | str] = {"output_flag": False, "threads": 1, "random_seed": 0}
@@ -156,10 +159,12 @@ def relative_gap(found: Point) -> float:
 class Model:
     """A programme inside the solver; `place` and `keys` translate between names of variables and columns."""
 
-    def __init__(self, programme: Programme) -> None:
+    def __init__(self, programme: Programme, *, solvable: bool = False) -> None:
+        """Take up a programme; `solvable`: it has a solution, so that a solver that sees none has lost its way."""
         upper = np.array([math.inf if v.upper is None else v.upper for v in programme.variables], dtype=float)
         whole = np.array([v.integer for v in programme.variables], dtype=bool)
         self._begin([variable.key for variable in programme.variables], upper, whole)
+        self._solvable = solvable
         self.add(programme.rows)
 
     @classmethod
@@ -173,7 +178,7 @@ class Model:
         self.keys = keys
         self.upper, self.integer = upper, integer
         self.place = {key: number for number, key in enumerate(keys)} if isinstance(keys, list) else {}
-        self._whole = False
+        self._whole = self._solvable = False
         self._empty_row_fails = False
         self.height = 0  # rows so far
         if np.isnan(upper).any():
@@ -235,6 +240,18 @@ class Model:
                 coefficients,
             )
 
+    def table(self) -> tuple[Numbers, Numbers, Numbers]:
+        """Return the rows so far: at least, at most, and coefficients, row by row and column by column."""
+        programme = self._highs.getLp()
+        matrix = programme.a_matrix_
+        coefficients = np.zeros((self.height, len(self.keys)))
+        lines = np.repeat(np.arange(len(matrix.start_) - 1), np.diff(matrix.start_))
+        entries = np.array(matrix.index_, dtype=np.intp)
+        by_row = matrix.format_ == highspy.MatrixFormat.kRowwise
+        rows, columns = (lines, entries) if by_row else (entries, lines)
+        coefficients[rows, columns] = np.array(matrix.value_)
+        return np.array(programme.row_lower_), np.array(programme.row_upper_), coefficients
+
     def between(self, lower: Numbers, upper: Numbers) -> None:
         """Change the bounds of all columns."""
         self._highs.changeColsBounds(len(lower), self._places, lower, upper)
@@ -261,13 +278,18 @@ class Model:
             highs.setOptionValue("mip_max_nodes", effort.max_nodes)
             highs.setOptionValue("mip_rel_gap", _EXACT if effort.relative_gap is None else effort.relative_gap)
         highs.run()
-        if highs.getModelStatus().name == _LOST:
-            # Numbers far apart: from the beginning, and presolved, it mostly finds its way.
+        lost = _LOST | (_WITHOUT_SOLUTION if self._solvable else frozenset())
+        for presolve, scaling in _OTHERWISE:
+            if highs.getModelStatus().name not in lost:
+                break
             highs.clearSolver()
-            highs.setOptionValue("presolve", "on")
+            highs.setOptionValue("presolve", presolve)
+            highs.setOptionValue("simplex_scale_strategy", scaling)
             highs.run()
-            highs.setOptionValue("presolve", "choose" if whole else self._presolve)
-        return self._read(costs, whole=whole)
+        found = self._read(costs, whole=whole)
+        highs.setOptionValue("presolve", "choose" if whole else self._presolve)
+        highs.setOptionValue("simplex_scale_strategy", _SCALING)
+        return found
 
     def _read(self, costs: Numbers, *, whole: bool) -> Point | Unsolvable | Undecided:
         highs = self._highs

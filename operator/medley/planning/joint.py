@@ -5,10 +5,10 @@
 
 Called by `sharing` for the operator and by `bench/joint.py`. As one programme it does not close. Instead each quota has
 a price; every service is solved alone with its replicas dearer by what they take of it (`surcharge_usd`); the prices
-are the multipliers of a small programme that mixes the plans found so far (Dantzig and Wolfe's decomposition). The
-priced services bound the cost from below (the Lagrangian), whole plans that fit together bound it from above, and the
-gap between the two is reported. Where not all can be met, the higher priority is served first. Pure. Formulas:
-docs/allocation.md, "Several services".
+are first those of all services' relaxations together (`opening`), then the multipliers of a small programme that mixes
+the plans found so far (Dantzig and Wolfe's decomposition). The priced services bound the cost from below (the
+Lagrangian), whole plans that fit together bound it from above, and the gap between the two is reported. Where not all
+can be met, the higher priority is served first. Pure. Formulas: docs/allocation.md, "Several services".
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from medley.core.errors import InvalidInputError
 from medley.planning.allocator import attempted, reallocate
 from medley.planning.cover import Learnt
 from medley.planning.ilp import Effort, Model, Point, Programme, Row, Variable
+from medley.planning.opening import opening_prices
 from medley.planning.problem import Allocation, AllocationProblem, Cap, Infeasible
 
 WANTED_GAP = 0.01
@@ -99,7 +100,7 @@ def shared_caps(problems: Iterable[AllocationProblem]) -> tuple[Cap, ...]:
     """Return the caps of several problems, those of one name as one; the tightest of their bounds counts."""
     found: dict[str, Cap] = {}
     for problem in problems:
-        for cap in problem.all_caps:
+        for cap in (each for each in problem.all_caps if each.shared):
             known = found.get(cap.name, cap)
             uses = tuple(sorted({**dict(known.uses), **dict(cap.uses)}.items()))
             found[cap.name] = Cap(cap.name, min(known.at_most, cap.at_most), uses)
@@ -115,29 +116,29 @@ def together(
     uses are prices. What is returned depends on nothing but the arguments.
     """
     search = _Search(tuple(sharers), tuple(shared), wanted_gap)
-    prices = np.zeros(len(search.shared))
-    plans = search.priced(prices)
-    if search.fit(plans):
-        return search.joint(plans, prices)
-    best_prices = prices
-    search.offer(search.in_turn(prices))
+    opening = opening_prices([each.problem for each in search.sharers], search.shared)
+    best_prices = np.zeros(len(search.shared))
+    if not opening.any():
+        plans = search.priced(best_prices)
+        if search.fit(plans):
+            return search.joint(plans, best_prices)
     idle = 0
     for number in range(rounds):
         if search.near or idle == _IDLE:
             break
-        known = search.known
-        newest = search.mixed()
-        prices = best_prices + (1.0 if idle else _STEP) * (newest - best_prices)
-        before = search.bound
+        known, before = search.known, search.bound
+        step = 1.0 if idle or not number else _STEP
+        prices = best_prices + step * ((search.mixed() if number else opening) - best_prices)
         plans = search.priced(prices)
         if search.bound > before:
             best_prices = prices
-        if search.fit(plans):
-            search.offer(plans)
+        search.offer(plans)
         search.choose()
         if not search.near:
             # Whoever plans later fills what is left, so everybody comes last once.
-            search.offer(search.in_turn(prices, number + 1))
+            search.offer(search.in_turn(prices, number))
+        if not search.near:
+            search.polish()
         idle = idle + 1 if search.known == known else 0
     if search.best is None:
         # Not all can be met: the prices keep those that come first from what those that follow need more.
@@ -218,15 +219,9 @@ class _Search:
         return bool((_taken(plans, len(self.limits)) <= self.limits + _FITS).all())
 
     def offer(self, plans: list[_Plan] | None) -> None:
-        """Take plans for the best if they fit together and cost less, where need be after each has planned again."""
-        if plans is None or not self.fit(plans):
-            return
-        if self.best is None or _cost(plans) < _cost(self.best):
+        """Take plans for the best if they fit together and cost less."""
+        if plans is not None and self.fit(plans) and (self.best is None or _cost(plans) < _cost(self.best)):
             self.best = plans
-        if not self.near:
-            plans = self._polished(plans)
-            if _cost(plans) < _cost(self.best):
-                self.best = plans
 
     def in_turn(self, prices: Numbers, first: int = 0) -> list[_Plan] | None:
         """Return plans made one after the other, each within what those before it leave: by priority, from `first` on.
@@ -254,16 +249,17 @@ class _Search:
             left = np.maximum(left - plans[place].takes, 0.0)
         return [plans[place] for place in range(len(self.sharers))]
 
-    def _polished(self, plans: Sequence[_Plan]) -> list[_Plan]:
-        """Let each service plan again within what the others leave, without prices."""
-        polished = list(plans)
+    def polish(self) -> None:
+        """Let each service of the best plans plan again within what the others leave, without prices."""
+        if self.best is None:
+            return
+        free = np.zeros(len(self.limits))
         for place in self._order:
-            others = _taken([plan for number, plan in enumerate(polished) if number != place], len(self.limits))
-            again = self._tried(place, np.zeros(len(self.limits)), np.maximum(self.limits - others, 0.0))
-            if again is not None and again.usd_per_hour < polished[place].usd_per_hour:
-                polished[place] = again
+            others = _taken([plan for number, plan in enumerate(self.best) if number != place], len(self.limits))
+            again = self._tried(place, free, np.maximum(self.limits - others, 0.0))
+            if again is not None:
                 self._keep(place, again)
-        return polished
+                self.offer([*self.best[:place], again, *self.best[place + 1 :]])
 
     def mixed(self) -> Numbers:
         """Return the prices of quotas at which the plans known, mixed, are cheapest."""

@@ -83,6 +83,7 @@ def on_offer(
     at_most = {key: (count, why) for key, count, why in withheld}
     offerings: list[Offering] = []
     caps: list[Cap] = []
+    held: dict[tuple[str, Market], list[tuple[OfferingKey, float]]] = {}  # GPUs of a replica's part of its node
     out: list[OutOfQuestion] = []
     for each in classes:
         fitting = [
@@ -111,8 +112,12 @@ def on_offer(
                     )
                 )
                 uses.append((key, 1 / per_node))
+                held.setdefault((each.name, offer.market), []).append((key, each.gpus_per_node / per_node))
             if offer.max_nodes is not None and uses:
                 caps.append(Cap(f"nodes of {each.name}, {offer.market}, {offer.zone}", offer.max_nodes, tuple(uses)))
+        for market, quota in each.gpu_quotas:
+            if gpus := held.get((each.name, market)):
+                caps.append(Cap(f"GPUs of {each.name}, {market}", quota, tuple(gpus)))
     return OnOffer(tuple(offerings), tuple(caps), tuple(out))
 
 

@@ -45,6 +45,7 @@ class Predicted:
     ttft_s: float  # of a request that finds the replica idle
     tpot_s: float
     doubt: Extrapolated | None
+    alone: bool = True  # such a request is served within the SLO
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,10 @@ def predicted(latency: FittedLatency, slo: Slo, input_tokens: int, output_tokens
     elif running > latency.largest_sequences:
         doubt = Extrapolated(input_tokens, output_tokens, "requests at once", running, latency.largest_sequences)
     first = math.ceil(input_tokens / model.max_batched_tokens) * model.step_s + model.per_prefill_token_s * input_tokens
-    return Predicted(rate, ttft_s=first, tpot_s=model.step(0, 1, input_tokens + output_tokens / 2), doubt=doubt)
+    alone = mixture.serves(model, slo, input_tokens, output_tokens)
+    return Predicted(
+        rate, ttft_s=first, tpot_s=model.step(0, 1, input_tokens + output_tokens / 2), doubt=doubt, alone=alone
+    )
 
 
 def _sustained(model: LatencyModel, slo: Slo, input_tokens: int, output_tokens: int) -> float:

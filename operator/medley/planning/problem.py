@@ -20,6 +20,7 @@ from functools import cached_property
 from medley.core.accelerators import Market, Offering, OfferingKey, Shape
 from medley.core.errors import InvalidInputError
 from medley.core.service import Limits, SpotPolicy
+from medley.core.units import figure
 from medley.core.workload import Bucket, Demand
 from medley.planning.ilp import Effort
 from medley.planning.terms import Cap, Load, LossScenario, Quota, ShapeThroughput, Spread
@@ -55,10 +56,11 @@ EXACT, NEAR = 1e-6, 1e-3
 class AllocationProblem:
     """What must be served, what can be bought and within which bounds.
 
-    `spot.use` was applied when the offerings were made (`offerings.py`); its two fractions are constraints here:
+    `spot.use` was applied when the offerings were made (`offerings.py`); its fractions are constraints here:
     at least ceil(on_demand_floor x replicas) are not spot, and survive_zone_loss of every bucket's demand is still
-    served when all spot replicas of any one zone are gone.
-    `scenarios`: the losses that are survived; empty: every zone's spot, if survive_zone_loss is above 0.
+    served when all spot replicas of any one zone are gone (survive_class_loss: of a class; survive_class_zone_loss: of
+    a class in a zone).
+    `scenarios`: the losses that are survived; empty: those of which `spot` says that a part above 0 is.
     `fleet`: replicas that exist now; among plans of equal cost the one nearest to it is taken, then the first by name.
     `change_usd`: added to the objective for every replica launched beyond the fleet, in US dollars per hour (what a
     launch costs once / the hours that it must pay for itself in). `surcharge_usd`: added to the objective per replica,
@@ -99,7 +101,7 @@ class AllocationProblem:
             if bucket in best and demanded / best[bucket] > LARGEST_REPLICAS:
                 raise InvalidInputError(
                     "spec.workload.requestsPerSecond",
-                    f"{demanded:g} requests/s would need over a million replicas; check the rate and the profiles",
+                    f"{figure(demanded)} requests/s would need over a million replicas; check rate and profiles",
                 )
 
     @cached_property
@@ -109,17 +111,27 @@ class AllocationProblem:
         A shape that would need over a million replicas for a bucket is as good as unable: no plan gains by it, and
         such coefficients make the solver's tolerances meaningless.
         """
-        offered = {offering.key.shape for offering in self.offerings}
+        usable: dict[Shape, float] = {}
+        for key, value in self.utilisations.items():
+            usable[key.shape] = max(value, usable.get(key.shape, 0.0))
         demanded = dict(self.demand.requests_per_second)
-        return {
-            row.shape: {
+        found: dict[Shape, Mapping[Bucket, float]] = {}
+        for row in sorted(self.throughput, key=lambda row: row.shape):
+            if row.shape not in usable:
+                continue
+            most = LARGEST_REPLICAS * usable[row.shape]
+            beyond = {
+                bucket
+                for load in row.loads
+                for bucket, each in load.per_request
+                if demanded.get(bucket, 0.0) * each > most
+            }
+            found[row.shape] = {
                 bucket: rate
                 for bucket, rate in row.requests_per_second
-                if demanded.get(bucket, 0.0) / rate <= LARGEST_REPLICAS
+                if demanded.get(bucket, 0.0) / rate <= most and bucket not in beyond
             }
-            for row in sorted(self.throughput, key=lambda row: row.shape)
-            if row.shape in offered
-        }
+        return found
 
     @cached_property
     def rows(self) -> Mapping[Shape, tuple[tuple[str, Mapping[Bucket, float]], ...]]:
@@ -148,10 +160,22 @@ class AllocationProblem:
     def losses(self) -> tuple[tuple[LossScenario, float], ...]:
         """Losses to survive and the part of the demand that is still served; none of part 0."""
         default = self.spot.survive_zone_loss
-        zones = sorted({o.key.zone for o in self.offerings if o.key.market is Market.SPOT})
-        declared = self.scenarios or tuple(LossScenario(zone=zone) for zone in zones)
-        parts = ((each, default if each.survive is None else each.survive) for each in declared)
+        parts = (
+            (each, default if each.survive is None else each.survive)
+            for each in self.scenarios or self._losses_of_spot()
+        )
         return tuple((each, part) for each, part in parts if part > 0)
+
+    def _losses_of_spot(self) -> Iterator[LossScenario]:
+        """Yield what the spot policy speaks of: a zone's spot, a class's, a class's in a zone."""
+        spot = self.spot
+        places = sorted({(o.key.shape.accelerator_class, o.key.zone) for o in self.offerings if _is_spot(o.key)})
+        for zone in sorted({zone for _, zone in places}):
+            yield LossScenario(zone=zone)
+        for each in sorted({name for name, _ in places}):
+            yield LossScenario(accelerator_class=each, survive=spot.survive_class_loss)
+        for each, zone in places:
+            yield LossScenario(zone, each, survive=spot.survive_class_zone_loss)
 
     @cached_property
     def solver_effort(self) -> Effort:
@@ -216,7 +240,7 @@ class Bound(StrEnum):
     REPLICAS = "spec.limits.maxReplicas"
     ON_DEMAND_FLOOR = "spec.spot.onDemandFloor"
     ZONE_LOSS = "spec.spot.surviveZoneLoss"
-    SPREAD = "spread"
+    SPREAD = "spec.spread"
     MIN_REPLICAS = "spec.limits.minReplicas"  # of a service without traffic, where nothing is on offer
     # What leaves nothing on offer (`explain.nothing_on_offer`), besides SIZES and CAPS.
     PROFILES = "PerformanceProfile"
@@ -229,10 +253,19 @@ class Bound(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A bound that keeps demand from being met; the message says how much more it would have to allow."""
+    """A bound that keeps demand from being met; the message says how much more it would have to allow.
+
+    `fields`: what to change, where the bound stands for several fields.
+    """
 
     bound: Bound
     message: str
+    fields: str = ""
+
+    @property
+    def where(self) -> str:
+        """The fields to change, or the objects to add."""
+        return self.fields or self.bound.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +288,7 @@ class Infeasible:
     @property
     def message(self) -> str:
         """One sentence per binding bound, field first, for a condition."""
-        return "; ".join(f"{binding.bound}: {binding.message}" for binding in self.bindings)
+        return "; ".join(f"{binding.where}: {binding.message}" for binding in self.bindings)
 
 
 def _check_offering(offering: Offering) -> None:
@@ -285,6 +318,10 @@ def _check_objective(problem: AllocationProblem) -> None:
             raise InvalidInputError(f"fleet {key}", f"expected 0 or more replicas, got {count}")
 
 
+def _is_spot(key: OfferingKey) -> bool:
+    return key.market is Market.SPOT
+
+
 def _refuse_twice(what: str, keys: Iterator[OfferingKey] | Iterator[Shape]) -> None:
     for key, count in Counter(keys).items():
         if count > 1:
@@ -303,6 +340,8 @@ def _check_bounds(limits: Limits, spot: SpotPolicy) -> None:
     fractions = {
         "spec.spot.onDemandFloor": spot.on_demand_floor,
         "spec.spot.surviveZoneLoss": spot.survive_zone_loss,
+        "spec.spot.surviveClassLoss": spot.survive_class_loss,
+        "spec.spot.surviveClassZoneLoss": spot.survive_class_zone_loss,
     }
     for name, value in fractions.items():
         if not 0 <= value <= 1:

@@ -16,20 +16,26 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 
-from medley.core.accelerators import OfferingKey
+from medley.core.accelerators import AcceleratorClass, OfferingKey
 from medley.core.errors import MedleyError
-from medley.core.service import OperatingMode
+from medley.core.profiles import Profile
+from medley.core.service import AllocationMode, OperatingMode, Service, WorkloadSource
 from medley.planning.allocator import allocate, on_demand_only
 from medley.planning.changes import launch_usd, launches_usd, pays
 from medley.planning.explain import NotUsed, explain, nothing_on_offer
 from medley.planning.fleet import Neighbour, Observed, ReplicaPhase, Unavailable
 from medley.planning.problem import MICRODOLLARS, Allocation, AllocationProblem, Infeasible
-from medley.planning.question import Question, ask
+from medley.planning.published import not_used, published
+from medley.planning.question import Question, ask, expected, grid_of
 from medley.planning.rollout import counted, fleet_of
 from medley.planning.sharing import Claim, left_for
+from medley.planning.traffic import NotMeasured, Traffic, in_force, measured
 
 UNSCHEDULABLE_LIMIT = timedelta(seconds=60)
 UNAVAILABLE_FOR = timedelta(minutes=10)
+
+
+_FORECAST = NotMeasured("spec.workload.source is Forecast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,7 @@ class Proposal:
     on_demand_usd_per_hour: float | None  # None: without spot the demand cannot be met
     not_used: tuple[NotUsed, ...]
     unavailable: tuple[Unavailable, ...]
+    traffic: Traffic | NotMeasured = _FORECAST  # that it is made for
 
     @property
     def usd_per_replica_hour(self) -> Mapping[OfferingKey, float]:
@@ -58,14 +65,34 @@ class Proposal:
 
 def propose(observed: Observed, now: datetime) -> Proposal:
     """Return the plan for what is observed; raises InvalidInputError and SolverError."""
+    traffic = traffic_of(observed, now)
+    return replace(_planned(observed, traffic if isinstance(traffic, Traffic) else None, now), traffic=traffic)
+
+
+def traffic_of(observed: Observed, now: datetime) -> Traffic | NotMeasured:
+    """Return the traffic to plan for, or why there is none but the forecast; raises InvalidInputError."""
+    service = observed.service
+    if service.workload_source is WorkloadSource.FORECAST:
+        return _FORECAST
+    grid, had = grid_of(service), observed.standing.traffic
+    prior, longest = expected(service, observed.classes, observed.profiles)
+    found = measured(observed.ledger, now, grid, prior, had, longest=longest)
+    force = in_force(had, found, grid)
+    # Where nothing was in force, what was found is, unless it is the reason why there is nothing.
+    return found if force is None else force
+
+
+def _planned(observed: Observed, traffic: Traffic | None, now: datetime) -> Proposal:
     unavailable = unavailable_offerings(observed, now)
-    question = _question(observed, unavailable, now)
+    question = _question(observed, traffic, unavailable, now)
+    if observed.service.allocation is AllocationMode.MELANGE:
+        return _as_published(question, unavailable)
     found = _answered(question, observed.service.model)
     if isinstance(found, Allocation):
         chosen = _damped(found, question.problem, observed)
         return _proposal(question, chosen, None, dict(chosen.replicas), unavailable)
     wanted = dict(found.best.replicas)
-    if unavailable and isinstance(_allocated(_question(observed, (), now).problem), Allocation):
+    if unavailable and isinstance(_allocated(_question(observed, traffic, (), now).problem), Allocation):
         # Only capacity is missing: pods that wait for it are how the cluster learns that it is wanted.
         on_offer = {offering.key for offering in question.problem.offerings}
         short = {each.offering for each in unavailable} & on_offer
@@ -77,6 +104,20 @@ def propose(observed: Observed, now: datetime) -> Proposal:
         for key, count in waiting.items():
             wanted[key] = wanted.get(key, 0) + count
     return _proposal(question, found.best, found, wanted, unavailable)
+
+
+def _as_published(question: Question, unavailable: tuple[Unavailable, ...]) -> Proposal:
+    found, without_spot = published(question.problem), published(on_demand_only(question.problem))
+    plan = found if isinstance(found, Allocation) else found.best
+    return Proposal(
+        question=question,
+        allocation=plan,
+        infeasible=None if isinstance(found, Allocation) else found,
+        wanted=dict(plan.replicas),
+        on_demand_usd_per_hour=without_spot.usd_per_hour if isinstance(without_spot, Allocation) else None,
+        not_used=not_used(question, found),
+        unavailable=unavailable,
+    )
 
 
 def unavailable_offerings(observed: Observed, now: datetime) -> tuple[Unavailable, ...]:
@@ -96,18 +137,22 @@ def unavailable_offerings(observed: Observed, now: datetime) -> tuple[Unavailabl
     return tuple(remembered[key] for key in sorted(remembered))
 
 
-def _question(observed: Observed, unavailable: tuple[Unavailable, ...], now: datetime) -> Question:
+def _question(
+    observed: Observed, traffic: Traffic | None, unavailable: tuple[Unavailable, ...], now: datetime
+) -> Question:
     there = counted(observed, now)
     placed = Counter(replica.offering for replica in there if replica.node)
     service = observed.service
-    question = ask(
+    question = _asked(
         service,
         observed.classes,
         observed.profiles,
-        fleet=fleet_of(there),
-        withheld=tuple((each.offering, placed[each.offering], each.reason) for each in unavailable),
+        traffic,
+        fleet_of(there),
+        tuple((each.offering, placed[each.offering], each.reason) for each in unavailable),
     )
-    if not observed.neighbours or not question.problem.offerings:
+    published_alone = service.allocation is AllocationMode.MELANGE
+    if published_alone or not observed.neighbours or not question.problem.offerings:
         return question
     own = Claim(
         f"{service.namespace}/{service.name}", question.problem, tuple(sorted(placed.items())), service.priority
@@ -127,13 +172,15 @@ def _claim(neighbour: Neighbour, observed: Observed, now: datetime) -> Claim:
         return Claim(neighbour.name, None, neighbour.held)
     held = dict(neighbour.held)
     short = tuple(each for each in neighbour.unavailable if each.until > now)
+    observes = service.workload_source is WorkloadSource.OBSERVED
     try:
-        question = ask(
+        question = _asked(
             service,
             observed.classes,
             observed.profiles,
-            fleet=neighbour.held,
-            withheld=tuple((each.offering, held.get(each.offering, 0), each.reason) for each in short),
+            in_force(neighbour.traffic, NotMeasured("its own"), grid_of(service)) if observes else None,
+            neighbour.held,
+            tuple((each.offering, held.get(each.offering, 0), each.reason) for each in short),
         )
     except MedleyError:
         return Claim(neighbour.name, None, neighbour.held)  # its own pass says why, in its own status
@@ -147,6 +194,19 @@ def _answered(question: Question, model: str) -> Allocation | Infeasible:
         return found
     # The allocator does not know what was ruled out before it was asked.
     return replace(found, bindings=nothing_on_offer(model, _explained(question, found)))
+
+
+# Every pass asks for every neighbour what its own passes ask, and a tenth of a second each would add up.
+@lru_cache(maxsize=256)
+def _asked(  # noqa: PLR0917  # a cache knows arguments by their place
+    service: Service,
+    classes: tuple[AcceleratorClass, ...],
+    profiles: tuple[Profile, ...],
+    traffic: Traffic | None,
+    fleet: tuple[tuple[OfferingKey, int], ...],
+    withheld: tuple[tuple[OfferingKey, int, str], ...],
+) -> Question:
+    return ask(service, classes, profiles, traffic=traffic, fleet=fleet, withheld=withheld)
 
 
 # A pass over a service that did not change asks what the pass before asked.

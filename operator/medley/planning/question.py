@@ -18,17 +18,20 @@ from medley.core.accelerators import AcceleratorClass, OfferingKey, Shape
 from medley.core.errors import InvalidInputError
 from medley.core.latency import LatencyModel
 from medley.core.profiles import Profile
-from medley.core.service import Histogram, RoutingKnowledge, Service
-from medley.core.workload import MELANGE_GRID, Bucket, Demand
+from medley.core.service import AllocationMode, Histogram, RoutingKnowledge, Service
+from medley.core.workload import MELANGE_GRID, Bucket, Demand, SizeGrid
+from medley.planning.burstiness import life_s
 from medley.planning.changes import in_the_objective
 from medley.planning.ignorance import Class, arrivals, blind
-from medley.planning.mixture import Sizes
+from medley.planning.mixture import Sizes, streams
 from medley.planning.offerings import OutOfQuestion, Why, chosen_classes, on_offer
 from medley.planning.predicted import believed
 from medley.planning.presets import preset
 from medley.planning.problem import DEFAULT_UTILISATION, AllocationProblem
 from medley.planning.settled import Promise, settled
+from medley.planning.terms import Quota
 from medley.planning.throughput import Sustained, most_trusted, sustained
+from medley.planning.traffic import Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Question:
     sustained: tuple[Sustained, ...]  # of the same shapes
     out_of_question: tuple[OutOfQuestion, ...]
     routing: RoutingKnowledge = RoutingKnowledge.BLIND  # Blind: buckets are input x max_tokens
+    dispersion: float = 1.0  # of arrivals; 1: Poisson
 
     @property
     def unprofiled(self) -> tuple[str, ...]:
@@ -54,22 +58,21 @@ def ask(
     profiles: Iterable[Profile],
     *,
     demand: Demand | None = None,
+    traffic: Traffic | None = None,
     fleet: tuple[tuple[OfferingKey, int], ...] = (),
     withheld: Iterable[tuple[OfferingKey, int, str]] = (),
     utilisation: float = DEFAULT_UTILISATION,
 ) -> Question:
     """Return the question for a service.
 
-    `demand`: what is to be served; None: the forecast. `fleet`: replicas that exist. `withheld`: offerings of which no
-    more than so many replicas are to be had for now, and why. Raises InvalidInputError, UnknownClassError.
+    `demand`: what is to be served; None: the forecast. `traffic`: what was measured, which takes the place of both.
+    `fleet`: replicas that exist. `withheld`: offerings of which no more than so many replicas are to be had for now,
+    and why. Raises InvalidInputError, UnknownClassError.
     """
     chosen = chosen_classes(classes, service.classes)
-    names = {each.name for each in chosen}
-    of_model = most_trusted(
-        profile for profile in profiles if profile.model == service.model and profile.shape.accelerator_class in names
-    )
+    of_model = _of_model(service, chosen, profiles)
     longest = _longest(service, of_model)
-    served = demand if demand is not None else forecast(service, longest)
+    served = traffic.demand if traffic is not None else demand if demand is not None else forecast(service, longest)
     fitting, out = _fitting(service, chosen, of_model)
     judged = tuple(sustained(profile, service.slo, served.grid, longest=longest) for profile in fitting)
     able = tuple(each.throughput for each in judged if each.throughput.requests_per_second)
@@ -84,23 +87,86 @@ def ask(
         spot=service.spot,
         caps=offer.caps,
         utilisation=utilisation,
+        quotas=tuple(
+            Quota(each.gpus, each.accelerator_class, each.market, each.zone, shared=False)
+            for each in service.limits.gpu_quotas
+        ),
+        spread=service.spread,
     )
-    seen = arrivals(served) if service.routing is RoutingKnowledge.BLIND else ()
-    models = tuple((each.shape, believed(each.latency)) for each in fitting if each.latency is not None)
-    if models and served.requests_per_second:
-        problem = _settled(problem, models, Promise(service.slo, longest, sizes=Sizes.EVEN), seen)
-    elif service.routing is RoutingKnowledge.BLIND:
-        problem = blind(problem, seen, 1 - service.slo.percentile / 100)
-    if fleet:
-        problem = replace(problem, fleet=fleet, change_usd=in_the_objective(offer.offerings))
+    if service.allocation is AllocationMode.MELANGE:
+        # The paper's routers know outputs, and its replicas are full; the fleet means nothing to it.
+        problem, routing, dispersion = replace(problem, utilisation=1.0), RoutingKnowledge.ORACLE, 1.0
+    else:
+        routing = service.routing
+        problem, dispersion = _as_it_comes(service, problem, fitting, longest, traffic)
+        if fleet:
+            problem = replace(problem, fleet=fleet, change_usd=in_the_objective(offer.offerings))
     return Question(
         problem,
         classes=chosen,
         profiles=fitting,
         sustained=judged,
         out_of_question=(*out, *offer.out_of_question),
-        routing=service.routing,
+        routing=routing,
+        dispersion=dispersion,
     )
+
+
+def expected(service: Service, classes: Iterable[AcceleratorClass], profiles: Iterable[Profile]) -> tuple[Demand, int]:
+    """Return the forecast, and the tokens of the longest request that is let in.
+
+    Raises InvalidInputError, UnknownClassError.
+    """
+    longest = _longest(service, _of_model(service, chosen_classes(classes, service.classes), profiles))
+    return forecast(service, longest), longest
+
+
+def grid_of(service: Service) -> SizeGrid:
+    """Return the ranges of sizes that a service's plan speaks of."""
+    written = service.forecast.distribution
+    return (preset(written) if isinstance(written, str) else written).grid
+
+
+def _of_model(service: Service, chosen: Iterable[AcceleratorClass], profiles: Iterable[Profile]) -> tuple[Profile, ...]:
+    names = {each.name for each in chosen}
+    return most_trusted(
+        profile for profile in profiles if profile.model == service.model and profile.shape.accelerator_class in names
+    )
+
+
+def _as_it_comes(
+    service: Service,
+    problem: AllocationProblem,
+    profiles: tuple[Profile, ...],
+    longest: int,
+    traffic: Traffic | None,
+) -> tuple[AllocationProblem, float]:
+    """Return the problem by what routers see, with replicas as full as arrivals allow; and how bursty these are."""
+    blindly = service.routing is RoutingKnowledge.BLIND
+    seen = () if not blindly else arrivals(problem.demand) if traffic is None else traffic.arrivals
+    models = tuple((each.shape, believed(each.latency)) for each in profiles if each.latency is not None)
+    dispersion = 1.0 if traffic is None else _dispersion(service, problem.demand, models, longest, traffic)
+    if models and problem.demand.requests_per_second:
+        promise = Promise(service.slo, longest, dispersion, Sizes.EVEN)
+        return _settled(problem, models, promise, seen), dispersion
+    if blindly:
+        return blind(problem, seen, 1 - service.slo.percentile / 100), dispersion
+    return problem, dispersion
+
+
+def _dispersion(
+    service: Service,
+    demand: Demand,
+    models: Iterable[tuple[Shape, LatencyModel]],
+    longest: int,
+    traffic: Traffic,
+) -> float:
+    """Return how bursty arrivals are while a request lives, at the shape where it lives longest."""
+    mix = [each for parts in streams(demand, longest=longest, sizes=Sizes.EVEN).values() for each in parts]
+    if not mix:
+        return 1.0
+    lives = (life_s(model, service.slo, mix) for _, model in models)
+    return traffic.dispersion(max((life for life in lives if life is not None), default=0.0))
 
 
 # How full replicas may be does not depend on the fleet that exists, so a pass over a service that did not change, and

@@ -16,9 +16,10 @@ from decimal import ROUND_CEILING, Decimal
 from typing import Protocol
 
 from medley.core.accelerators import AcceleratorClass, Market
-from medley.core.service import Service, SpotUse
-from medley.core.units import format_duration
+from medley.core.service import GpuQuota, Service, SpotUse
+from medley.core.units import figure, format_duration
 from medley.planning.whatif import (
+    HEDGES,
     Case,
     FractionName,
     LatencyName,
@@ -162,14 +163,15 @@ def _fewest(most: int, works: Callable[[int], bool]) -> int | None:
 def _bounds(case: Case) -> Iterator[Bound]:
     service = case.service
     latencies: tuple[LatencyName, ...] = ("tpot", "ttft")
-    fractions: tuple[FractionName, ...] = ("onDemandFloor", "surviveZoneLoss")
     if service.limits.max_usd_per_hour:
         yield _Budget(service.limits.max_usd_per_hour)
     yield _Replicas(service.limits.max_replicas)
-    for fraction in fractions:
+    for fraction in HEDGES:
         if asked := round(_PERCENT * fraction_of(service, fraction)):
             yield _Fraction(fraction, asked)
+    yield from (_Quota(number, quota) for number, quota in enumerate(service.limits.gpu_quotas))
     yield from _nodes(case)
+    yield from _quotas_of_classes(case)
     yield from _permissions(case)
     for latency in latencies:
         bound = latency_of(service, latency)
@@ -280,7 +282,7 @@ class _Demand:
         return case._replace(service=with_rate(case.service, self._lowered(steps)))
 
     def said(self, steps: int) -> str:
-        return f"{self._lowered(steps):.3g} requests/s instead of {self.requests_per_second:.3g}"
+        return f"{figure(self._lowered(steps))} requests/s instead of {figure(self.requests_per_second)}"
 
     def _lowered(self, steps: int) -> float:
         return self.requests_per_second * (_PERCENT - steps) / _PERCENT
@@ -325,6 +327,68 @@ class _Nodes:
 
 
 _CAPS = {Market.ON_DEMAND: "maxNodes", Market.SPOT: "maxSpotNodes", Market.RESERVED: "maxReservedNodes"}
+
+
+@dataclass(frozen=True)
+class _Quota:
+    """GPUs of one of the service's own quotas."""
+
+    number: int
+    quota: GpuQuota
+    steps: int = _MOST_MORE
+
+    @property
+    def field(self) -> str:
+        return f"spec.limits.gpuQuotas[{self.number}]"
+
+    @property
+    def whole(self) -> float | None:
+        return float(max(self.quota.gpus, 1))
+
+    def relaxed(self, case: Case, steps: int) -> Case:
+        limits = case.service.limits
+        quotas = list(limits.gpu_quotas)
+        quotas[self.number] = replace(self.quota, gpus=self.quota.gpus + steps)
+        return case._replace(service=replace(case.service, limits=replace(limits, gpu_quotas=tuple(quotas))))
+
+    def said(self, steps: int) -> str:
+        return f"gpuQuotas[{self.number}] of {self.quota.gpus + steps} GPUs instead of {self.quota.gpus}"
+
+
+@dataclass(frozen=True)
+class _ClassQuota:
+    """GPUs of a class in a market, over all zones."""
+
+    accelerator_class: str
+    market: Market
+    gpus: int
+    steps: int = _MOST_MORE
+
+    @property
+    def field(self) -> str:
+        return f"AcceleratorClass {self.accelerator_class}: gpuQuota"
+
+    @property
+    def whole(self) -> float | None:
+        return float(max(self.gpus, 1))
+
+    def relaxed(self, case: Case, steps: int) -> Case:
+        return case._replace(classes=tuple(self._enlarged(each, steps) for each in case.classes))
+
+    def said(self, steps: int) -> str:
+        return f"{self.gpus + steps} GPUs of {self.accelerator_class}, {self.market}, instead of {self.gpus}"
+
+    def _enlarged(self, each: AcceleratorClass, more: int) -> AcceleratorClass:
+        if each.name != self.accelerator_class:
+            return each
+        quotas = {market: gpus + more if market is self.market else gpus for market, gpus in each.gpu_quotas}
+        return replace(each, gpu_quotas=tuple(quotas.items()))
+
+
+def _quotas_of_classes(case: Case) -> Iterator[_ClassQuota]:
+    for each in case.classes:
+        if not case.service.classes or each.name in case.service.classes:
+            yield from (_ClassQuota(each.name, market, gpus) for market, gpus in each.gpu_quotas)
 
 
 def _nodes(case: Case) -> Iterator[_Nodes]:

@@ -169,7 +169,9 @@ class Roofline:
             need = self.model.weight_bytes / GIGA
             have = gpus * (self.gpu.memory_bytes * MEMORY_SHARE - RESERVED_BYTES) / GIGA
             raise InvalidInputError(
-                "--tp", f"{need:.0f} GB of weights do not fit {gpus} x {self.gpu.name} ({have:.0f} GB usable): raise it"
+                "--tp",
+                f"{need:,.0f} GB of weights do not fit {gpus} x {self.gpu.name} ({have:.0f} GB usable): raise it, "
+                "or choose a larger GPU or a smaller --dtype",
             )
         step, prompt, sequence, context = self.coefficients(efficiency)
         return LatencyModel(

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 from medley.core.accelerators import Market, Offering, OfferingKey, Shape
 from medley.core.errors import InvalidInputError
+from medley.core.service import Spread
 from medley.core.workload import Bucket
+
+__all__ = ["Cap", "Load", "LossScenario", "Quota", "ShapeThroughput", "Spread"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class Cap:
     name: str  # what a person calls it: "nodes of l4, spot, zone-a"
     at_most: float
     uses: tuple[tuple[OfferingKey, float], ...]
+    shared: bool = True  # by all services; False: it bounds one service alone
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.at_most) or self.at_most < 0:
@@ -79,12 +83,13 @@ class Cap:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """At most so many GPUs of a class, a market and a zone together; None: any."""
+    """At most so many GPUs of a class, a market and a zone together; None: any. `shared`: as of a cap."""
 
     gpus: float
     accelerator_class: str | None = None
     market: Market | None = None
     zone: str | None = None
+    shared: bool = True
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.gpus) or self.gpus < 0:
@@ -94,7 +99,8 @@ class Quota:
     def name(self) -> str:
         """What a person calls it: "GPUs of l4, spot, zone-a"."""
         named = [str(part) for part in (self.accelerator_class, self.market, self.zone) if part is not None]
-        return f"GPUs of {', '.join(named)}" if named else "GPUs"
+        what = "GPUs" if self.shared else "spec.limits.gpuQuotas"
+        return f"{what} of {', '.join(named)}" if named else what
 
     def on(self, offerings: Iterable[Offering]) -> Cap:
         """Return the cap that it puts on these offerings."""
@@ -106,6 +112,7 @@ class Quota:
                 for offering in offerings
                 if _matches(offering.key, self.accelerator_class, self.market, self.zone)
             ),
+            self.shared,
         )
 
 
@@ -135,22 +142,6 @@ class LossScenario:
     def loses(self, key: OfferingKey) -> bool:
         """Say whether an offering's replicas are gone."""
         return _matches(key, self.accelerator_class, self.market, self.zone)
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Anti-affinity over zones: replicas in at least so many of them, at most this part of the replicas in any one."""
-
-    min_zones: int = 1
-    max_zone_share: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.min_zones < 1:
-            raise InvalidInputError("spread.minZones", f"expected 1 or more, got {self.min_zones}")
-        if not 0 < self.max_zone_share <= 1:
-            raise InvalidInputError(
-                "spread.maxZoneShare", f"expected above 0% and at most 100%, got {self.max_zone_share}"
-            )
 
 
 def _matches(key: OfferingKey, accelerator_class: str | None, market: Market | None, zone: str | None) -> bool:

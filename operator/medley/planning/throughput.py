@@ -20,6 +20,7 @@ from datetime import timedelta
 from itertools import pairwise
 
 from medley.core.profiles import Confidence, FittedLatency, LatencyPoint, Profile, ProfileSource
+from medley.core.units import figure
 from medley.core.workload import Bucket, SizeGrid, Slo
 from medley.planning.predicted import Extrapolated, TooFarBeyond, predicted
 from medley.planning.problem import ShapeThroughput
@@ -67,7 +68,7 @@ class SloMissed:
 
     def __str__(self) -> str:
         return (
-            f"at {self.requests_per_second:g} requests/s, the lowest rate measured, "
+            f"at {figure(self.requests_per_second)} requests/s, the lowest rate measured, "
             f"TTFT is {_ms(self.ttft)} and TPOT {_ms(self.tpot)}"
         )
 
@@ -85,13 +86,15 @@ class PercentileMissing:
 
 @dataclass(frozen=True, slots=True)
 class OutOfReach:
-    """The promise is broken by an idle replica; its latencies, by the latency model."""
+    """The promise is broken by an idle replica, or as soon as requests meet; the idle one's latencies, by the model."""
 
     ttft: timedelta
     tpot: timedelta
+    alone: bool = False  # an idle replica keeps the promise
 
     def __str__(self) -> str:
-        return f"alone on a replica, TTFT is {_ms(self.ttft)} and TPOT {_ms(self.tpot)} by the latency model"
+        said = f"alone on a replica, TTFT is {_ms(self.ttft)} and TPOT {_ms(self.tpot)} by the latency model"
+        return f"{said}, but those that meet another miss the SLO, and at any load too many do" if self.alone else said
 
 
 Unable = NotMeasured | TooLong | SloMissed | PercentileMissing | OutOfReach | TooFarBeyond
@@ -218,7 +221,7 @@ def _by_model(latency: FittedLatency, slo: Slo, input_tokens: int, output_tokens
         case TooFarBeyond() as beyond:
             return beyond
         case found if found.requests_per_second <= 0:
-            return OutOfReach(timedelta(seconds=found.ttft_s), timedelta(seconds=found.tpot_s))
+            return OutOfReach(timedelta(seconds=found.ttft_s), timedelta(seconds=found.tpot_s), found.alone)
         case found:
             return _Judged(found.requests_per_second, found.doubt)
 
@@ -299,4 +302,4 @@ def _trust(profile: Profile) -> tuple[int, float]:
 
 
 def _ms(value: timedelta) -> str:
-    return f"{value / timedelta(milliseconds=1):.0f} ms"
+    return f"{value / timedelta(milliseconds=1):,.0f} ms"

@@ -9,18 +9,18 @@ with one thing changed; nothing is read off a continuous version of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from medley.core.accelerators import AcceleratorClass, Market, NodeOffer
 from medley.core.errors import InvalidInputError
 from medley.core.profiles import Profile
 from medley.core.service import RoutingKnowledge, Service, SpotUse
-from medley.core.units import format_duration
+from medley.core.units import figure, format_duration
 from medley.planning.allocator import cheapest
 from medley.planning.problem import MICRODOLLARS, Allocation
 from medley.planning.question import ask
@@ -29,7 +29,14 @@ _STEP = 0.10  # relative change that what-ifs ask about, and points of a percent
 _SAME = 0.005  # USD/h: less is not a difference
 
 LatencyName = Literal["tpot", "ttft"]
-FractionName = Literal["onDemandFloor", "surviveZoneLoss"]
+FractionName = Literal["onDemandFloor", "surviveZoneLoss", "surviveClassLoss", "surviveClassZoneLoss"]
+HEDGES: tuple[FractionName, ...] = get_args(FractionName)
+_FRACTIONS: Mapping[FractionName, str] = {
+    "onDemandFloor": "on_demand_floor",
+    "surviveZoneLoss": "survive_zone_loss",
+    "surviveClassLoss": "survive_class_loss",
+    "surviveClassZoneLoss": "survive_class_zone_loss",
+}
 
 
 class Case(NamedTuple):
@@ -101,16 +108,13 @@ def with_latency(service: Service, name: LatencyName, bound: timedelta) -> Servi
 
 def fraction_of(service: Service, name: FractionName) -> float:
     """Return one of the fractions that hedge against the loss of spot, 0..1."""
-    return service.spot.on_demand_floor if name == "onDemandFloor" else service.spot.survive_zone_loss
+    return float(getattr(service.spot, _FRACTIONS[name]))
 
 
 def with_fraction(service: Service, name: FractionName, value: float) -> Service:
     """Return the service with another hedge, 0..1."""
-    spot = service.spot
-    changed = (
-        replace(spot, on_demand_floor=value) if name == "onDemandFloor" else replace(spot, survive_zone_loss=value)
-    )
-    return replace(service, spot=changed)
+    changes: dict[str, Any] = {_FRACTIONS[name]: value}
+    return replace(service, spot=replace(service.spot, **changes))
 
 
 def with_rate(service: Service, requests_per_second: float) -> Service:
@@ -133,7 +137,7 @@ def _traffic(case: Case) -> Iterator[tuple[str, Case]]:
     rate = case.service.forecast.requests_per_second
     for word, factor in (("more", 1 + _STEP), ("less", 1 - _STEP)):
         if rate > 0:
-            said = f"{_STEP:.0%} {word} traffic: {rate * factor:.3g} requests/s"
+            said = f"{_STEP:.0%} {word} traffic: {figure(rate * factor)} requests/s"
             yield said, case._replace(service=with_rate(case.service, rate * factor))
 
 
@@ -146,8 +150,7 @@ def _knowledge(case: Case) -> Iterator[tuple[str, Case]]:
 
 def _hedges(case: Case) -> Iterator[tuple[str, Case]]:
     service = case.service
-    names: tuple[FractionName, ...] = ("onDemandFloor", "surviveZoneLoss")
-    for name in names:
+    for name in HEDGES:
         value = fraction_of(service, name)
         for other in (max(value - _STEP, 0.0), min(value + _STEP, 1.0)):
             if value > 0 and other != value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from itertools import accumulate
@@ -11,7 +12,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from medley.core import names
 from medley.core.workload import MELANGE_GRID, Bucket, SizeGrid
+from medley.router.bursts import Windows
 from medley.router.session import Cause, ResumeMode
 
 # Of vLLM's own histograms, so that the two can be laid over one another.
@@ -86,16 +89,18 @@ class _Deliveries(Collector):
 class RouterMetrics:
     """The registry of one router and what it counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = CollectorRegistry()
         self.live = _Live()
         self.registry.register(self.live)
+        self._windows = Windows(clock)
+        self.registry.register(self._windows)
         self.deliveries = _Deliveries()
         self.registry.register(self.deliveries)
         self._requests = Counter(
-            "medley_router_requests",
+            names.METRIC_REQUESTS,
             "Requests by size class: upper edges of prompt tokens and of max_tokens.",
-            ["input_bucket", "output_bucket"],
+            [names.LABEL_INPUT, names.LABEL_LIMIT],
             registry=self.registry,
         )
         self._answers = Counter(
@@ -105,7 +110,18 @@ class RouterMetrics:
         self._output_tokens = Counter(
             "medley_router_output_tokens",
             "Tokens that finished choices made, by size class of the request.",
-            ["input_bucket", "output_bucket"],
+            [names.LABEL_INPUT, names.LABEL_LIMIT],
+            registry=self.registry,
+        )
+        self._outputs = Counter(
+            names.METRIC_OUTPUTS,
+            "Finished choices by size class of the request and upper edge of the tokens that they made.",
+            [names.LABEL_INPUT, names.LABEL_LIMIT, names.LABEL_MADE],
+            registry=self.registry,
+        )
+        self._turned_away = Counter(
+            names.METRIC_TURNED_AWAY,
+            "Choices refused before their size was known: the queue was full, or no engine ready.",
             registry=self.registry,
         )
         self.broken = Counter(
@@ -145,12 +161,20 @@ class RouterMetrics:
         grid = grid or MELANGE_GRID
         bucket = grid.bucket(prompt_tokens, max_tokens)
         self._requests.labels(*_edges(grid, bucket)).inc()
+        self._windows.count()
         self._prompt_tokens.inc(prompt_tokens)
         return bucket
 
     def finished(self, grid: SizeGrid | None, bucket: Bucket, output_tokens: int) -> None:
         """Count a choice that came to its end."""
-        self._output_tokens.labels(*_edges(grid or MELANGE_GRID, bucket)).inc(output_tokens)
+        grid = grid or MELANGE_GRID
+        made = grid.sizes(grid.bucket(1, output_tokens))[1]
+        self._output_tokens.labels(*_edges(grid, bucket)).inc(output_tokens)
+        self._outputs.labels(*_edges(grid, bucket), str(made)).inc()
+
+    def turned_away(self, choices: int) -> None:
+        """Count choices that were refused before anybody knew their size."""
+        self._turned_away.inc(choices)
 
     def answered(self, status: int) -> None:
         """Count an answer."""

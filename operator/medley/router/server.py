@@ -24,6 +24,7 @@ from medley.router.text import Vocabulary
 
 MAX_BODY_BYTES = 16 * 2**20
 _SEEDS = 2**63
+_NOBODY_READY = 503
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -143,10 +144,16 @@ class RouterServer:
         adapter = self._adapter(question)
         retry_after = self._admission.refusal(question.prompts * question.n)
         if retry_after is not None:
+            self._metrics.turned_away(question.prompts * question.n)
             message = f"the queue is full; try again in {retry_after} s"
             raise RequestError(429, message, code="queue_full", retry_after=retry_after)
         deadline = arrived + self._options.request_timeout.total_seconds()
-        rendered = await self._rendering.render(question, lambda: self._serving.model, adapter, deadline)
+        try:
+            rendered = await self._rendering.render(question, lambda: self._serving.model, adapter, deadline)
+        except RequestError as error:
+            if error.status == _NOBODY_READY:
+                self._metrics.turned_away(question.prompts * question.n)
+            raise
         vocabulary, model = self._serving.vocabulary, self._serving.model
         assert vocabulary is not None
         assert model is not None

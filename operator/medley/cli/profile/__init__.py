@@ -11,18 +11,21 @@ from typing import Annotated
 import typer
 
 from medley.core.errors import EngineError, InvalidInputError
-from medley.planning.roofline import Dtype, ModelShape
+from medley.planning.roofline import GIGA, Dtype, ModelShape
 
 profile = typer.Typer(
     help="Measure, fit or estimate what a model does on a GPU, and write it as a PerformanceProfile.",
     no_args_is_help=True,
 )
 
+_NO_BILLIONS = 100_000  # nobody serves a hundred trillion parameters: somebody wrote all digits
 _Out = Annotated[Path | None, typer.Option("--out", help="File for the manifest, beside standard output.")]
 _Class = Annotated[str, typer.Option("--class", help="AcceleratorClass of the profile.")]
 _Tp = Annotated[int, typer.Option("--tp", min=1, max=64, help="Tensor-parallel size.")]
 _Pp = Annotated[int, typer.Option("--pp", min=1, max=64, help="Pipeline-parallel size.")]
-_MaxModelLen = Annotated[int, typer.Option(min=16, help="Longest request, input + output, in tokens.")]
+_MaxModelLen = Annotated[
+    int, typer.Option(min=16, help="Longest request, input + output, in tokens: that of the services to be planned.")
+]
 _MaxRunning = Annotated[int, typer.Option(min=1, help="Requests that run at once (vLLM: --max-num-seqs).")]
 _MaxBatched = Annotated[int, typer.Option(min=16, help="Tokens of one step (vLLM: --max-num-batched-tokens).")]
 
@@ -70,7 +73,9 @@ def fit(
 def estimate(
     *,
     model: Annotated[str, typer.Option(help="Name of the model, as LLMService spec.model.name writes it.")],
-    parameters: Annotated[float, typer.Option(help="Parameters, in billions (of experts: those one token uses).")],
+    parameters: Annotated[
+        float, typer.Option(help="Parameters, in billions: 8.03 (of experts: those one token uses).")
+    ],
     layers: Annotated[int, typer.Option(help="num_hidden_layers of config.json.")],
     hidden: Annotated[int, typer.Option(help="hidden_size of config.json.")],
     kv_heads: Annotated[int, typer.Option(help="num_key_value_heads of config.json.")],
@@ -91,15 +96,18 @@ def estimate(
     from medley.cli.profile import estimated  # noqa: PLC0415
 
     def go() -> int:
+        for option, count in (("--parameters", parameters), ("--all-parameters", all_parameters)):
+            if count is not None and count >= _NO_BILLIONS:
+                raise InvalidInputError(option, f"is in billions: write {count / GIGA:g} for {count:,.0f} parameters")
         shape = ModelShape(
-            parameters=parameters * 1e9,
+            parameters=parameters * GIGA,
             layers=layers,
             hidden=hidden,
             kv_heads=kv_heads,
             head_size=head_size,
             dtype=dtype,
             kv_dtype=kv_dtype,
-            parameters_in_memory=None if all_parameters is None else all_parameters * 1e9,
+            parameters_in_memory=None if all_parameters is None else all_parameters * GIGA,
         )
         replica = estimated.Replica(
             model, shape, tensor_parallel, pipeline_parallel, max_model_len, max_running, max_batched_tokens

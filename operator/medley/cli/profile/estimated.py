@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
+from medley.cli import terminal
 from medley.cli.profile import catalogue
 from medley.cli.profile.manifest import Subject, manifest
 from medley.core.errors import InvalidInputError
 from medley.core.profiles import Confidence, ProfileSource
-from medley.planning.roofline import BEST, USUAL, WORST, Efficiency, ModelShape, Roofline
+from medley.planning.roofline import BEST, GIGA, USUAL, WORST, Efficiency, ModelShape, Roofline
 
 _BATCH, _CONTEXT = 32, 1000  # of the decoding step that the table shows
 _PROMPT = 1000
@@ -52,8 +53,16 @@ def run(replica: Replica, gpus: Sequence[str], *, own_catalogue: Path | None, ou
             continue
         documents.append((known[name], document))
         table.add_row(name, *row)
-    Console(stderr=True).print(table)
+    aside = terminal.aside()
+    aside.print(table)
+    aside.print(
+        f"note: for services whose spec.model.maxModelLen is at most {replica.max_model_len:,} (--max-model-len)",
+        soft_wrap=True,
+        highlight=False,
+    )
     text = "---\n".join(_commented(entry, document) for entry, document in documents)
+    if documents:
+        text = _header(_command(replica, gpus, own_catalogue)) + text
     if out is not None:
         try:
             out.write_text(text)
@@ -91,8 +100,39 @@ def _one(replica: Replica, name: str, own_catalogue: Path | None) -> tuple[dict[
 
 
 def _commented(entry: catalogue.Entry, document: dict[str, object]) -> str:
-    comment = (
-        f"# Estimated by medley profile estimate from: {entry.source} ({entry.date}).\n"
-        "# Nothing was measured: enough to see a plan, not to sign an SLO. Measure with medley profile measure.\n"
-    )
+    comment = "".join(f"# {', '.join(source.figures)}: {source}\n" for source in entry.sources)
+    if entry.unconfirmed:
+        comment += f"# Not confirmed: {', '.join(entry.unconfirmed)}\n"
     return comment + yaml.safe_dump(document, sort_keys=False, width=120)
+
+
+def _command(replica: Replica, gpus: Sequence[str], own_catalogue: Path | None) -> str:
+    """Return the command that makes the same again, every option spelt out but what the model does not need."""
+    shape = replica.shape
+    options = {
+        "model": replica.model_name,
+        "parameters": f"{shape.parameters / GIGA:g}",
+        "all-parameters": None if shape.parameters_in_memory is None else f"{shape.parameters_in_memory / GIGA:g}",
+        "layers": shape.layers,
+        "hidden": shape.hidden,
+        "kv-heads": shape.kv_heads,
+        "head-size": shape.head_size,
+        "dtype": shape.dtype,
+        "kv-dtype": shape.kv_dtype,
+        "tp": replica.tensor_parallel,
+        "pp": replica.pipeline_parallel,
+        "max-model-len": replica.max_model_len,
+        "max-running": replica.max_running,
+        "max-batched-tokens": replica.max_batched_tokens,
+        "catalogue": own_catalogue,
+    }
+    said = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
+    return " ".join(["medley profile estimate", *said, *(f"--gpu {shlex.quote(name)}" for name in gpus)])
+
+
+def _header(command: str) -> str:
+    return (
+        f"# {command}\n"
+        "# Estimated from data sheets, nothing was measured: enough to see a plan, not to sign an SLO.\n"
+        "# Measure your own with medley profile measure.\n"
+    )

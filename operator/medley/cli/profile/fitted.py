@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from medley.cli import terminal
 from medley.cli.profile import points
 from medley.cli.profile.manifest import Subject, manifest, written
 from medley.core.errors import InvalidInputError
 from medley.core.profiles import Confidence, ProfileSource
 from medley.planning.fit import Fit, fit, fitted_latency, repeated
+from medley.planning.suspicious import of_steps
 
 # Error of sizes left out up to which a fit deserves the name; the operator's plans depend on the error, not on these.
 _HIGH, _MEDIUM = 0.1, 0.3
@@ -81,8 +84,13 @@ def run(
     read = [each for each in points.read(paths, layers=layers) if series is None or series in each.name]
     if not read:
         raise InvalidInputError("--series", f"no series is named like {series!r}")
+    aside = terminal.aside()
+    for each in read:
+        odd = of_steps(each.name, [point.seconds for point in each.points])
+        if odd is not None:
+            aside.print(f"[bold yellow]warning:[/] {escape(odd)}", soft_wrap=True, highlight=False)
     found = fits(read)
-    show(found, Console(stderr=subject is not None))
+    show(found, aside if subject is not None else terminal.out())
     if subject is None:
         return 0
     if len(found) != 1:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from medley.cli import terminal
 from medley.cli.profile import load
 from medley.cli.profile.load import Effort, Endpoint
 from medley.cli.profile.manifest import Subject, manifest, written
@@ -59,7 +60,7 @@ class Asked:
 
 def run(asked: Asked) -> int:
     """Measure, print what was found, and write the manifest. Raises InvalidInputError, EngineError."""
-    return asyncio.run(_run(asked, Console(stderr=True)))
+    return asyncio.run(_run(asked, terminal.aside()))
 
 
 async def _run(asked: Asked, console: Console) -> int:

@@ -1,0 +1,287 @@
+"""From what routers counted to the traffic that a plan is made for. Called by `proposal` and `handlers`; pure.
+
+    known = ledger.read(known, counts_by_router, now)   # once a pass, from the routers that answered
+    found = measured(known, now, grid, prior, had)      # Traffic, or why there is none
+    plan_for = in_force(had, found, grid)               # changes only where the difference is beyond chance
+
+What the operator keeps in memory, the ledger, it may lose at any time: `had`, which the status holds, stays in force
+until there is as much again. The rate is MARGIN above that of the busiest WINDOW of the last STABLE: more traffic
+counts at once, less only once it has been less for so long (as the stabilisation window of Kubernetes' autoscaler has
+it). Sizes, and the outputs that they lead to, are those of the last KEPT; outputs rest on the forecast until they have
+been counted.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from medley.core.traffic import WINDOWS_S
+from medley.core.workload import Bucket, Demand, SizeGrid
+from medley.planning.burstiness import FEWEST_WINDOWS
+from medley.planning.ignorance import Class, learned
+from medley.planning.ledger import KEPT, Ledger, Totals
+from medley.planning.presets import RAREST
+from medley.planning.sizes import largest_request
+
+WINDOW = timedelta(minutes=5)
+STABLE = timedelta(minutes=30)
+FEWEST_REQUESTS = 100  # fewer say little about sizes
+_SEEN = 3  # requests of a size: fewer are no reason to ask for a profile of it
+_PARTS = 1000  # outputs are kept in thousandths
+_DIGITS = 3  # of rates and dispersions
+_PRIOR_WEIGHT = 20.0  # requests that the forecast's outputs of a class are worth
+# A difference is beyond chance if it is more than so many standard deviations, and worth a new plan if it is more than
+# so much of the traffic.
+_DEVIATIONS, _WORTH = 3.0, 0.10
+# What is planned for is so much above what was measured: traffic that grows is served while capacity is on its way
+# (five minutes of measuring, five of starting), and does not ask for a new plan every few minutes.
+MARGIN = 0.05
+_BURSTIER = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class ClassTraffic:
+    """Requests of one input range and range of max_tokens; `outputs`: thousandths per output range that they made."""
+
+    bucket: Bucket
+    requests_per_second: float
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What was measured: by class, how bursty, and on how many requests it rests. Rounded, so that it can be written.
+
+    `bursts`: dispersion (Allan's factor) by length of the window in seconds; lengths that say nothing yet are absent.
+    """
+
+    grid: SizeGrid
+    classes: tuple[ClassTraffic, ...]  # sorted
+    bursts: tuple[tuple[int, float], ...]  # sorted
+    requests: int
+    measured_at: datetime
+
+    @property
+    def requests_per_second(self) -> float:
+        """Over all classes."""
+        return math.fsum(each.requests_per_second for each in self.classes)
+
+    @property
+    def arrivals(self) -> tuple[Class, ...]:
+        """The classes as routers see them, with P(output | class)."""
+        return tuple(
+            Class(
+                each.bucket,
+                each.requests_per_second,
+                tuple((output, part / sum(each.outputs)) for output, part in enumerate(each.outputs) if part),
+            )
+            for each in self.classes
+        )
+
+    @property
+    def demand(self) -> Demand:
+        """The same by the outputs that are expected."""
+        rates: defaultdict[Bucket, float] = defaultdict(float)
+        for each in self.arrivals:
+            for output, part in each.outputs:
+                rates[Bucket(each.bucket.input, output)] += each.requests_per_second * part
+        return Demand(self.grid, tuple(sorted(rates.items())))
+
+    def dispersion(self, life_s: float) -> float:
+        """Return how bursty arrivals are for requests that live so long; 1, as by chance, where nobody knows.
+
+        More even than by chance is not relied upon.
+        """
+        if not self.bursts:
+            return 1.0
+        known = next((value for length, value in self.bursts if length >= life_s), self.bursts[-1][1])
+        return max(1.0, known)
+
+
+@dataclass(frozen=True, slots=True)
+class NotMeasured:
+    """Why there is no measurement; nothing in the words ticks."""
+
+    why: str
+
+
+def measured(
+    ledger: Ledger, now: datetime, grid: SizeGrid, prior: Demand, had: Traffic | None, *, longest: int
+) -> Traffic | NotMeasured:
+    """Return the traffic of late.
+
+    `prior`: the forecast, which says what outputs to expect of classes that were hardly seen. `had`: what was measured
+    before; where there is too little to tell sizes, its sizes are kept. `longest`: tokens of the longest request.
+    """
+    if not ledger.totals:
+        return NotMeasured("no router was heard yet")
+    rates = tuple(_rates(ledger.totals, now))
+    if not rates:
+        return NotMeasured(f"routers were listened to for less than {WINDOW // timedelta(minutes=1)} minutes")
+    first, last = ledger.totals[0], ledger.totals[-1]
+    seen = _known(first, last, grid)
+    number = round(sum(seen.values()))
+    rate = max(rates) * (1 + MARGIN)
+    if number < FEWEST_REQUESTS:
+        if had is None or had.grid != grid:
+            return NotMeasured(f"fewer than {FEWEST_REQUESTS} requests came in an hour")
+        # Silence was measured; sizes were not.
+        least = 1 / KEPT.total_seconds()
+        factor = max(rate, least) / had.requests_per_second
+        classes = tuple(
+            replace(each, requests_per_second=_rounded(each.requests_per_second * factor)) for each in had.classes
+        )
+        return replace(had, classes=classes, requests=number, measured_at=now)
+    kept = {bucket: count for bucket, count in seen.items() if count >= max(_SEEN, RAREST * number)}
+    if not kept:
+        return NotMeasured("no size came more than twice in an hour")
+    whole = math.fsum(kept.values())
+    expected = dict(prior.requests_per_second)
+    return Traffic(
+        grid=grid,
+        classes=tuple(
+            ClassTraffic(
+                bucket,
+                _rounded(rate * count / whole),
+                _outputs(bucket, _made(first, last, grid, bucket), expected, grid, longest),
+            )
+            for bucket, count in sorted(kept.items())
+        ),
+        bursts=tuple(_bursts(first, last)),
+        requests=number,
+        measured_at=now,
+    )
+
+
+def in_force(had: Traffic | None, found: Traffic | NotMeasured, grid: SizeGrid) -> Traffic | None:
+    """Return the traffic to plan for: what was, unless what is differs from it by more than chance; None: neither.
+
+    What was measured over other ranges of sizes is no use any more.
+    """
+    standing = had if had is not None and had.grid == grid else None
+    if isinstance(found, NotMeasured):
+        return standing
+    return found if standing is None or _differ(standing, found) else standing
+
+
+def _rates(totals: tuple[Totals, ...], now: datetime) -> Iterator[float]:
+    """Yield requests/s of every whole window of the last STABLE, each between the readings nearest before its ends."""
+    times = [each.at for each in totals]
+    for number in range(STABLE // WINDOW):
+        end = bisect_right(times, now - number * WINDOW) - 1
+        start = bisect_right(times, now - (number + 1) * WINDOW) - 1
+        if start < 0 or end <= start:
+            return
+        seconds = (times[end] - times[start]).total_seconds()
+        yield (totals[end].arrived - totals[start].arrived) / seconds
+
+
+def _known(first: Totals, last: Totals, grid: SizeGrid) -> dict[Bucket, float]:
+    """Return requests per class, those of another grid left out."""
+    inputs, outputs = _places(grid)
+    return {
+        Bucket(inputs[size[0]], outputs[size[1]]): came
+        for size, number in last.requests.items()
+        if size[0] in inputs and size[1] in outputs and (came := number - first.requests.get(size, 0.0)) > 0
+    }
+
+
+def _made(first: Totals, last: Totals, grid: SizeGrid, bucket: Bucket) -> dict[int, float]:
+    edges, (_, outputs) = grid.sizes(bucket), _places(grid)
+    return {
+        outputs[size[2]]: number - first.outputs.get(size, 0.0)
+        for size, number in last.outputs.items()
+        if size[:2] == edges and size[2] in outputs
+    }
+
+
+def _outputs(
+    bucket: Bucket, made: Mapping[int, float], expected: Mapping[Bucket, float], grid: SizeGrid, longest: int
+) -> tuple[int, ...]:
+    """Return thousandths per output range: what came, and, worth a few requests, what the forecast says of such.
+
+    The forecast of the same inputs, or else of all, as far as max_tokens and the model's length allow.
+    """
+    possible = [
+        output
+        for output in range(bucket.output + 1)
+        if largest_request(grid, Bucket(bucket.input, output), longest) is not None
+    ] or [0]
+    own = {output: expected.get(Bucket(bucket.input, output), 0.0) for output in possible}
+    if not any(own.values()):
+        own = {output: math.fsum(r for b, r in expected.items() if b.output == output) for output in possible}
+    if not any(own.values()):
+        own = {possible[-1]: 1.0}
+    whole = math.fsum(own.values())
+    believed = Class(bucket, 1.0, tuple((output, part / whole) for output, part in own.items() if part))
+    came: defaultdict[int, float] = defaultdict(float)
+    for output, number in made.items():
+        came[min(output, bucket.output)] += number
+    parts = dict(learned(believed, came, weight=_PRIOR_WEIGHT).outputs)
+    return tuple(round(_PARTS * parts.get(output, 0.0)) for output in range(len(grid.output_edges)))
+
+
+def _bursts(first: Totals, last: Totals) -> Iterator[tuple[int, float]]:
+    seconds = (last.at - first.at).total_seconds()
+    for length in WINDOWS_S:
+        by_chance = last.chance.get(length, 0.0) - first.chance.get(length, 0.0)
+        if by_chance > 0 and seconds >= FEWEST_WINDOWS * length:
+            beyond = last.excess.get(length, 0.0) - first.excess.get(length, 0.0)
+            yield length, _rounded(max(1.0, 1 + beyond / by_chance))
+
+
+def _differ(had: Traffic, found: Traffic) -> bool:
+    return _rate_differs(had, found) or _sizes_differ(had, found) or _bursts_differ(had, found)
+
+
+def _rate_differs(had: Traffic, found: Traffic) -> bool:
+    """Say whether rates differ by more than is worth a plan and more than the numbers of a window scatter."""
+    old, new = had.requests_per_second, found.requests_per_second
+    uneven = max((value for _, value in (*had.bursts, *found.bursts)), default=1.0)
+    deviation = math.sqrt(uneven * max(old, new) / WINDOW.total_seconds())
+    worth = MARGIN * old if new > old else _WORTH * old  # more than is planned for came, or a tenth less
+    return abs(new - old) > max(worth, _DEVIATIONS * deviation)
+
+
+def _sizes_differ(had: Traffic, found: Traffic) -> bool:
+    """Say whether over a tenth of the requests is of other sizes, more than two samples of one source would differ."""
+    old, new = _sizes(had), _sizes(found)
+    numbers = max(had.requests, 1), max(found.requests, 1)
+    cells = old.keys() | new.keys()
+    distance = math.fsum(abs(old.get(each, 0.0) - new.get(each, 0.0)) for each in cells) / 2
+    pooled = (1 / numbers[0] + 1 / numbers[1]) * 2 / math.pi
+    chance = math.fsum(math.sqrt(pooled * (old.get(each, 0.0) + new.get(each, 0.0)) / 2) for each in cells) / 2
+    return distance > max(_WORTH, _DEVIATIONS * chance)
+
+
+def _sizes(traffic: Traffic) -> dict[tuple[Bucket, int], float]:
+    whole = traffic.requests_per_second
+    return {
+        (each.bucket, output): each.requests_per_second / whole * part
+        for each in traffic.arrivals
+        for output, part in each.outputs
+    }
+
+
+def _bursts_differ(had: Traffic, found: Traffic) -> bool:
+    """Say whether, at some length, one is burstier than the other by a quarter and beyond the figure's own scatter."""
+    lengths = {length for length, _ in (*had.bursts, *found.bursts)}
+    return any(
+        abs(math.log(found.dispersion(length) / had.dispersion(length)))
+        > max(math.log(_BURSTIER), _DEVIATIONS * math.sqrt(2 * length / KEPT.total_seconds()))
+        for length in lengths
+    )
+
+
+def _places(grid: SizeGrid) -> tuple[dict[int, int], dict[int, int]]:
+    inputs, outputs = ({edge: n for n, edge in enumerate(edges)} for edges in (grid.input_edges, grid.output_edges))
+    return inputs, outputs
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
