@@ -140,7 +140,7 @@ def _show_plan(service: dict[str, Any]) -> None:
 def _verdict(load: Load, taken: list[story.Interruption], service: dict[str, Any], seconds: float) -> int:
     broken = [s for s in load.streams if s.broken]
     table = Table(title="What the clients saw", title_style="bold")
-    columns = ("", "streams", "moved", "broken", "pause p50", "p99", "last new request there")
+    columns = ("", "streams", "moved", "with KV", "ended there", "broken", "pause p50", "p99", "last new request")
     for column in columns:
         table.add_column(column, justify="left" if not column else "right")
     for one in taken:
@@ -150,6 +150,8 @@ def _verdict(load: Load, taken: list[story.Interruption], service: dict[str, Any
             one.blow.label,
             str(len(one.streams)),
             str(one.moved),
+            str(counted.departed("carried")) if counted and one.blow.notice_seconds else "—",
+            str(counted.departed("finished")) if counted and one.blow.notice_seconds else "—",
             str(sum(s.broken for s in one.streams)),
             *silences,
             "—"

@@ -19,12 +19,18 @@ class RouterCounts:
     resumes: float
     pauses: tuple[tuple[float, float], ...]  # (upper bound in seconds, pauses up to it), cumulative
     last_issue: dict[str, float]  # replica -> when a router last sent it a call (Unix time)
+    departures: dict[str, float]  # finished, carried, refilled -> streams of replicas that had notice
 
     def since(self, before: RouterCounts) -> RouterCounts:
         """Return what was counted after `before`."""
         earlier = dict(before.pauses)
         pauses = tuple((bound, count - earlier.get(bound, 0.0)) for bound, count in self.pauses)
-        return RouterCounts(self.resumes - before.resumes, pauses, self.last_issue)
+        departures = {how: count - before.departures.get(how, 0.0) for how, count in self.departures.items()}
+        return RouterCounts(self.resumes - before.resumes, pauses, self.last_issue, departures)
+
+    def departed(self, how: str) -> int:
+        """Return the streams that left after a notice in one way: finished, carried or refilled."""
+        return round(self.departures.get(how, 0.0))
 
     def pause_at_most(self, percent: float) -> float:
         """Return the bound (seconds) that `percent` percent of the pauses kept to; NaN if there were none."""
@@ -51,6 +57,7 @@ async def counts(cluster: Cluster, namespace: str, service: str, *, read: Read =
     samples = [sample for family in families for sample in family.samples]
     pauses: dict[float, float] = {}
     last_issue: dict[str, float] = {}
+    departures: dict[str, float] = {}
     for sample in samples:
         if sample.name == "medley_router_pause_seconds_bucket":
             bound = float(sample.labels["le"])
@@ -58,5 +65,8 @@ async def counts(cluster: Cluster, namespace: str, service: str, *, read: Read =
         if sample.name == "medley_router_last_issue_timestamp_seconds":
             replica = sample.labels["replica"]
             last_issue[replica] = max(last_issue.get(replica, 0.0), sample.value)
+        if sample.name == "medley_router_departures_total":
+            how = sample.labels["how"]
+            departures[how] = departures.get(how, 0.0) + sample.value
     resumes = sum(sample.value for sample in samples if sample.name == "medley_router_resumes_total")
-    return RouterCounts(resumes, tuple(sorted(pauses.items())), last_issue)
+    return RouterCounts(resumes, tuple(sorted(pauses.items())), last_issue, departures)
