@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import openai
@@ -38,8 +38,12 @@ class Reference:
 
     @property
     def is_long(self) -> bool:
-        """Whether it may outlast a notice."""
-        return self.max_tokens >= LEAST_LONG
+        """Whether it may outlast a notice, and is checked token by token."""
+        return self.max_tokens > SHORT
+
+    def cut(self, tokens: int) -> Reference:
+        """Return the beginning of a long answer as an answer of its own; greedy answers begin alike."""
+        return replace(self, tokens=self.tokens[:tokens]) if self.is_long else self
 
 
 @dataclass(slots=True)
@@ -105,7 +109,7 @@ class Load:
                 raise RuntimeError(f"too many prompts have near-ties: {self.screened_out} of {wanted * 3}")
             answers = await asyncio.gather(*(self._reference(*each) for each in asked))
             for (_, size), found in zip(asked, answers, strict=True):
-                if found.max_tokens == size or (size == LONG and found.is_long):
+                if found.max_tokens == size or (size == LONG and found.max_tokens >= LEAST_LONG):
                     kept[size].append(found)
                 else:
                     self.screened_out += 1
