@@ -43,7 +43,7 @@ from medley.router.metrics import RouterMetrics
 from medley.telemetry.metrics import OperatorMetrics
 from medley.testing.certificates import write_as_kubelet
 from medley.tls.keyring import Keyring
-from medley.wire.assignment import Assignment, DrainRequest, EnginePhase, EngineReport
+from medley.wire.assignment import Assignment, Capability, DrainRequest, EnginePhase, EngineReport
 
 IMAGES = Images(engine="vllm:1", engine_init="engine:1", router="router:1")
 NAMESPACE = Kind("", "v1", "Namespace", "namespaces", namespaced=False)
@@ -286,7 +286,8 @@ class World:
             case "PUT", "/v1/assignment":
                 assignment = Assignment.model_validate_json(await request.read())
                 self.assigned[assignment.replica] = assignment
-                report = EngineReport(phase=EnginePhase.SERVING, generation=assignment.generation)
+                able = (Capability.RESUME_EXACT.value, Capability.CARRY_KV.value)
+                report = EngineReport(phase=EnginePhase.SERVING, generation=assignment.generation, capabilities=able)
             case "POST", "/v1/drain":
                 self.drained.append(address)
                 self.deadlines.append(DrainRequest.model_validate_json(await request.read()).deadline)
