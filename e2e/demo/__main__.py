@@ -140,7 +140,8 @@ def _show_plan(service: dict[str, Any]) -> None:
 def _verdict(load: Load, taken: list[story.Interruption], service: dict[str, Any], seconds: float) -> int:
     broken = [s for s in load.streams if s.broken]
     table = Table(title="What the clients saw", title_style="bold")
-    columns = ("", "streams", "moved", "with KV", "ended there", "broken", "pause p50", "p99", "last new request")
+    table.caption = "pauses of those that moved; last: a new request sent there, after the notice"
+    columns = ("", "streams", "moved", "by KV", "stayed", "broken", "p50", "p99", "last")
     for column in columns:
         table.add_column(column, justify="left" if not column else "right")
     for one in taken:

@@ -26,7 +26,7 @@ from e2e.stage.processes import StageError
 
 NODE_PORT = 30080
 NOTICE = Blow("karpenter", 30, "30 s notice")
-DEATH = Blow("none", 0, "no notice at all")
+DEATH = Blow("none", 0, "no notice")
 
 
 class OnStage:
