@@ -140,14 +140,16 @@ def _show_plan(service: dict[str, Any]) -> None:
 
 def _verdict(load: Load, taken: list[story.Interruption], service: dict[str, Any], seconds: float) -> int:
     broken = [s for s in load.streams if s.broken]
-    table = Table(title="What the clients saw", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.caption = "pauses of those that moved; last: a new request sent there, after the notice"
-    columns = ("", "streams", "moved", "by KV", "stayed", "broken", "p50", "p99", "last")
+    table = Table(
+        title="What the clients saw", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    table.caption = "ended: before their node went; p50, p99: pauses; last: new request there, after the notice"
+    columns = ("", "streams", "moved", "by KV", "ended", "broken", "p50", "p99", "last")
     for column in columns:
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     for one in taken:
         counted = one.routers
-        silences = [f"≤ {counted.pause_at_most(p):g} s" if counted and one.moved else "—" for p in (50, 99)]
+        silences = [f"≤{counted.pause_at_most(p):g} s" if counted and one.moved else "—" for p in (50, 99)]
         table.add_row(
             one.blow.label,
             str(len(one.streams)),
