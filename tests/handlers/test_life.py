@@ -296,6 +296,7 @@ async def test_events_tell_the_story_once(here):
         "CapacityThere",
         "Forecast",
         "Hedged",
+        "KVCarried",
         "Launching",
         "Launching",
         "Planned",
