@@ -285,7 +285,7 @@ def test_routers_stay_off_spot_and_off_gpu_nodes():
         }
     ]
     assert pod["terminationGracePeriodSeconds"] == 620
-    assert pod["containers"][0]["lifecycle"] == {"preStop": {"sleep": {"seconds": 5}}}
+    assert {"name": "MEDLEY_LINGER", "value": "5"} in pod["containers"][0]["env"]
     assert objects["ClusterRoleBinding"]["metadata"]["name"] == "medley:router:team:chat"
     assert "ownerReferences" not in objects["ClusterRoleBinding"]["metadata"]
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,12 +28,14 @@ def test_a_pod_is_told_by_its_environment():
         "MEDLEY_NAMESPACE": "team",
         "MEDLEY_SERVICE": "chat",
         "MEDLEY_KEY_FILE": "/etc/medley/key",
+        "MEDLEY_LINGER": "5",
         "MEDLEY_GRACE": "615",
     }
     assert read_settings([], environment) == RouterSettings(
         namespace="team",
         service="chat",
         engine_key_file=Path("/etc/medley/key"),
+        linger=timedelta(seconds=5),
         grace=timedelta(seconds=612),
     )
 
@@ -111,6 +114,49 @@ async def test_after_sigterm_it_takes_no_connection_and_serves_until_the_last_st
     tokens = [token for event in events for token in event["choices"][0]["logprobs"]["tokens"]]
     assert tokens == [TOKENIZER.decode([token]) for token in reference([5, 6], 80)]
     assert (refused, status) == (True, 0)
+
+
+async def test_a_request_whose_body_comes_after_the_leaving_began_is_answered_and_its_connection_closed(tokenizer_file):
+    body = json.dumps({"prompt": [5, 6], "temperature": 0, "max_tokens": 8, "logprobs": 0}).encode()
+    async with StubEngine().running() as engine:
+        settings = RouterSettings(engines=(engine,), tokenizer=tokenizer_file, host="127.0.0.1", port=0)
+        async with AsyncExitStack() as router:
+            port = int((await router.enter_async_context(running(settings))).url.rpartition(":")[2])
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            before = await reader.readuntil(b"ok\n")
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            writer.write(head.encode())
+            await asyncio.sleep(0.1)
+            leaving = asyncio.create_task(router.aclose())
+            await asyncio.sleep(0.2)
+            writer.write(body)
+            answer = await reader.read()  # to its end
+            await leaving
+            writer.close()
+    head, _, answered = answer.partition(b"\r\n\r\n")
+    assert b"Connection: close" not in before
+    assert (head.split(b"\r\n")[0], b"Connection: close" in head) == (b"HTTP/1.1 200 OK", True)
+    tokens = json.loads(answered)["choices"][0]["logprobs"]["tokens"]
+    assert tokens == [TOKENIZER.decode([token]) for token in reference([5, 6], 8)]
+
+
+async def test_while_it_lingers_new_connections_are_served_and_closed(tokenizer_file):
+    settings = RouterSettings(
+        engines=("http://127.0.0.1:1",),
+        tokenizer=tokenizer_file,
+        host="127.0.0.1",
+        port=0,
+        linger=timedelta(seconds=1),
+    )
+    async with AsyncExitStack() as router:
+        url = (await router.enter_async_context(running(settings))).url
+        leaving = asyncio.create_task(router.aclose())
+        await asyncio.sleep(0.1)
+        async with aiohttp.ClientSession() as session, session.get(f"{url}/health") as response:
+            seen = response.status, response.headers["Connection"]
+        await leaving
+    assert seen == (200, "close")
 
 
 async def _ready(session, url):

@@ -43,7 +43,8 @@ Json = dict[str, Any]
 
 # After SIGTERM a router serves until its last stream ends, so it may take as long as the longest request, and a bit.
 GRACE_MARGIN_SECONDS = 15
-# Every node's proxy learns of a leaving router a moment after it: until then clients still come, and are served.
+# Every node's proxy learns of a leaving router a moment after it: until then clients still come, and are served. Not by
+# a preStop hook: the router has to know, since its answers in this time tell clients to connect elsewhere next.
 LINGER_SECONDS = 5
 # A new router answers at once, and knows engines and tokenizer a moment later.
 MIN_READY_SECONDS = 10
@@ -189,6 +190,7 @@ def _router_pod(item: LLMService, images: Images, chosen: dict[str, str]) -> Jso
                     {"name": "MEDLEY_SERVICE", "value": item.metadata.name},
                     {"name": "MEDLEY_KEY_FILE", "value": f"{KEY_FOLDER}/{KEY_FIELD}"},
                     {"name": TLS_FOLDER_VARIABLE, "value": TLS_FOLDER},
+                    {"name": "MEDLEY_LINGER", "value": str(LINGER_SECONDS)},
                     {"name": "MEDLEY_GRACE", "value": str(grace)},
                 ],
                 "ports": [{"name": "http", "containerPort": names.PORT_ROUTER, "protocol": "TCP"}],
@@ -200,7 +202,6 @@ def _router_pod(item: LLMService, images: Images, chosen: dict[str, str]) -> Jso
                     "timeoutSeconds": 5,
                     "failureThreshold": 6,
                 },
-                "lifecycle": {"preStop": {"sleep": {"seconds": LINGER_SECONDS}}},
                 "resources": _resources(item),
                 "securityContext": CONTAINER_SECURITY,
                 "volumeMounts": [key_mount(), tls_mount(), {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108

@@ -1,6 +1,7 @@
 """`medley router`: puts the parts together and serves until told to stop.
 
-Called by `app`. After SIGTERM it takes no new connections and serves until the last stream ends or the grace is over.
+Called by `app`. After SIGTERM it lingers for those who do not know yet that it leaves, then takes no new connections
+and serves until the last stream ends or the grace is over.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.1
 _TOKENIZER_RETRY_SECONDS = 1.0
+# For aiohttp to end what is left when the grace is over. It must not drain by itself: once its shutdown begins it
+# drops all that comes in, even the body of a request whose head is there already, and that request waits for ever.
+_SHUTDOWN_SECONDS = 1.0
 # Later than this, the tick was held up by this process, and silence may be ours.
 _LATE_SECONDS = 0.5
 
@@ -71,12 +75,12 @@ async def _serve(settings: RouterSettings) -> None:
         if router.background.done():
             stopping.cancel()
             await router.background
-        logger.info("stopping: no new connections, serving what runs for up to %s", settings.grace)
+        logger.info("stopping: open to connections for %s, to what runs for %s more", settings.linger, settings.grace)
 
 
 @asynccontextmanager
 async def running(settings: RouterSettings, source: Source | None = None) -> AsyncIterator[Running]:
-    """Serve in this event loop. On leaving, running requests get the grace. `source`: None, what the settings name."""
+    """Serve in this event loop. On leaving, it drains. `source`: None, what the settings name."""
     clock = asyncio.get_running_loop().time
     chance = random.SystemRandom()
     fleet = Fleet(settings.limits, clock=clock)
@@ -110,7 +114,7 @@ async def running(settings: RouterSettings, source: Source | None = None) -> Asy
             server.application(),
             handler_cancellation=True,  # a client that leaves ends its work on the engine
             access_log=None,
-            shutdown_timeout=settings.grace.total_seconds(),
+            shutdown_timeout=_SHUTDOWN_SECONDS,
             keepalive_timeout=75,
         )
         await runner.setup()
@@ -119,11 +123,22 @@ async def running(settings: RouterSettings, source: Source | None = None) -> Asy
         try:
             yield Running(_base_url(settings.host, runner), _listening(runner), background)
         finally:
+            await _drain(server, site, settings)
             await runner.cleanup()
             await mover.close()
             background.cancel()
             with suppress(asyncio.CancelledError):
                 await background
+
+
+async def _drain(server: RouterServer, site: web.TCPSite, settings: RouterSettings) -> None:
+    """Serve whoever still comes, then whoever is there: each connection ends with the next answer that it carries."""
+    server.leaving = True
+    await asyncio.sleep(settings.linger.total_seconds())
+    await site.stop()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(settings.grace.total_seconds()):
+            await server.quiet()
 
 
 def _base_url(host: str, runner: web.AppRunner) -> str:

@@ -5,6 +5,7 @@ Made by `main` and by tests. What becomes of the choices, and how clients get it
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -67,6 +68,8 @@ class RouterServer:
         self._fleet, self._admission = fleet, admission
         self._metrics, self._serving, self._options = metrics, serving, options
         self._chance, self._clock, self._wall_clock = chance, clock, wall_clock
+        self.leaving = False  # set by who drains: connections end with the answers that they carry
+        self._open_requests, self._one_ended = 0, asyncio.Event()
         self._rendering = Rendering(fleet, engines, self._missing, clock=clock)
         self._delivery = Delivery(fleet, carrier, metrics, options, derender=self._rendering.derender)
 
@@ -79,28 +82,48 @@ class RouterServer:
         app.router.add_get("/health", self._health)
         app.router.add_get("/ready", self._ready)
         app.router.add_get("/metrics", self._scrape)
+        app.on_response_prepare.append(self._say_goodbye)
         return app
+
+    async def quiet(self) -> None:
+        """Wait until no request is open; one is from its head on, whether its body is there or not."""
+        while self._open_requests:
+            self._one_ended.clear()
+            await self._one_ended.wait()
+
+    async def _say_goodbye(self, _: web.Request, response: web.StreamResponse) -> None:
+        if self.leaving:
+            response.force_close()
+            response.headers["Connection"] = "close"  # the headers were made before this is asked
 
     @web.middleware
     async def _translate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Turn every refusal into OpenAI's error body, and count answers."""
+        self._open_requests += 1
         try:
-            response = await handler(request)
-        except RequestError as error:
-            headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-            response = web.json_response(error_of(error), status=error.status, headers=headers)
-        except web.HTTPRequestEntityTooLarge:
-            message = f"the body is larger than {MAX_BODY_BYTES} bytes"
-            response = web.json_response(error_body(413, message), status=413)
-        except web.HTTPNotFound:
-            message = f"unknown path {request.path}; try /v1/chat/completions, /v1/completions or /v1/models"
-            response = web.json_response(error_body(404, message), status=404)
-        except web.HTTPMethodNotAllowed as error:
-            allowed = ", ".join(sorted(error.allowed_methods))
-            response = web.json_response(error_body(405, f"{request.method} is not allowed; use {allowed}"), status=405)
+            response = await self._refusing(request, handler)
+        finally:
+            self._open_requests -= 1
+            self._one_ended.set()
         if request.path.startswith("/v1/"):
             self._metrics.answered(response.status)
         return response
+
+    async def _refusing(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except RequestError as error:
+            headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+            return web.json_response(error_of(error), status=error.status, headers=headers)
+        except web.HTTPRequestEntityTooLarge:
+            message = f"the body is larger than {MAX_BODY_BYTES} bytes"
+            return web.json_response(error_body(413, message), status=413)
+        except web.HTTPNotFound:
+            message = f"unknown path {request.path}; try /v1/chat/completions, /v1/completions or /v1/models"
+            return web.json_response(error_body(404, message), status=404)
+        except web.HTTPMethodNotAllowed as error:
+            allowed = ", ".join(sorted(error.allowed_methods))
+            return web.json_response(error_body(405, f"{request.method} is not allowed; use {allowed}"), status=405)
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")

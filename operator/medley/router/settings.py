@@ -22,7 +22,8 @@ from medley.router.fleet import Limits
 NAMESPACE = "MEDLEY_NAMESPACE"
 SERVICE = "MEDLEY_SERVICE"
 KEY_FILE = "MEDLEY_KEY_FILE"
-GRACE = "MEDLEY_GRACE"  # seconds, as in terminationGracePeriodSeconds
+LINGER = "MEDLEY_LINGER"  # seconds
+GRACE = "MEDLEY_GRACE"  # seconds; with LINGER it is terminationGracePeriodSeconds
 EVERYWHERE = "0.0.0.0"  # noqa: S104  # a pod's own network namespace
 # Of the grace, so that what runs is ended by the router and not by SIGKILL.
 _GRACE_RESERVE = timedelta(seconds=3)
@@ -45,7 +46,8 @@ class RouterSettings:
     port: int = names.PORT_ROUTER
     limits: Limits = field(default_factory=Limits)
     options: Options = field(default_factory=Options)  # a service's own spec goes before it
-    grace: timedelta = timedelta(seconds=30)
+    linger: timedelta = timedelta(0)  # from SIGTERM on; where proxies have to learn that this router leaves
+    grace: timedelta = timedelta(seconds=30)  # after that
 
     def __post_init__(self) -> None:
         if bool(self.engines) == bool(self.service and self.namespace):
@@ -75,6 +77,7 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> R
             request_timeout=units.duration(given.request_timeout, field="--request-timeout"),
             queue_limit=_positive("--queue-limit", given.queue_limit, least=0),
         ),
+        linger=timedelta(seconds=_positive(LINGER, given.linger, least=0)),
         grace=max(timedelta(seconds=_positive(GRACE, given.grace)) - _GRACE_RESERVE, timedelta(seconds=1)),
     )
 
@@ -102,9 +105,14 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--request-timeout", default="10m", help="longest that a request may take; a service's spec goes before it")
     add("--queue-limit", default="256", help="requests that may wait; a service's spec goes before it")
     add(
+        "--linger",
+        default=environment.get(LINGER, "0"),
+        help=f"seconds from SIGTERM during which new connections are served ({LINGER})",
+    )
+    add(
         "--grace",
         default=environment.get(GRACE, _DEFAULT_GRACE_SECONDS),
-        help=f"seconds from SIGTERM to the end ({GRACE})",
+        help=f"seconds from then to the end ({GRACE})",
     )
     return parser
 
