@@ -96,7 +96,7 @@ ROWS = [
     ("cut once", replace(DRAINING, cut=True), {"sample": sample(running=1), "drain": Drain(NOW + 0.5)}, Phase.DRAINING, Command.HOLD),
     ("nothing to cut", replace(DRAINING, quiet_at=NOW), {"drain": Drain(NOW + 0.5)}, Phase.DRAINING, Command.HOLD),
     ("the deadline", DRAINING, {"sample": sample(running=1), "drain": Drain(NOW)}, Phase.DRAINING, Command.TERMINATE),
-    ("the grace ends", DRAINING, {"sample": sample(running=1), "terminated_at": NOW - 20}, Phase.DRAINING, Command.TERMINATE),
+    ("the grace ends", DRAINING, {"sample": sample(running=1), "terminated_at": NOW - 22}, Phase.DRAINING, Command.TERMINATE),
     ("told to end", replace(DRAINING, stopping_at=NOW - 1), {}, Phase.DRAINING, Command.HOLD),
     ("does not end", replace(DRAINING, stopping_at=NOW - 5), {}, Phase.DRAINING, Command.KILL),
     ("ended", DRAINING, {"process": Exited(0, "")}, Phase.DRAINING, Command.FORGET),

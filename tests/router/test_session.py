@@ -225,19 +225,19 @@ def test_breaks_that_are_not_the_requests_fault_are_not_counted(cause):
 
 
 @pytest.mark.parametrize(
-    ("event", "issues"),
+    ("event", "cause"),
     [
-        pytest.param(TokenEvent([9], "abort", None, ()), 2, id="aborted: its last token does not count"),
-        pytest.param(TokenEvent([], "error", None, ()), 2, id="finish reason error"),
-        pytest.param(EngineFault(500, "boom", None), 2, id="error event"),
-        pytest.param(EngineFault(401, "key", None), 2, id="wrong key: another engine may know it"),
+        pytest.param(TokenEvent([9], "abort", None, ()), Cause.ABORTED, id="aborted: its last token does not count"),
+        pytest.param(TokenEvent([], "error", None, ()), Cause.ENGINE_ERROR, id="finish reason error"),
+        pytest.param(EngineFault(500, "boom", None), Cause.ENGINE_ERROR, id="error event"),
+        pytest.param(EngineFault(401, "key", None), Cause.ENGINE_ERROR, id="wrong key: another engine may know it"),
     ],
 )
-def test_an_engine_that_gives_up_is_replaced(event, issues):
+def test_an_engine_that_gives_up_is_replaced(event, cause):
     talk = conversation(choice(3), VOCAB)
     next(talk)
     talk.send(INCAPABLE)
-    assert talk.send(event) == Seek(resuming=True)
+    assert talk.send(event) == Seek(resuming=True, cause=cause)
 
 
 @pytest.mark.parametrize("code", [400, 413, 422])
@@ -254,7 +254,7 @@ def test_a_fault_after_tokens_were_delivered_is_the_engines():
     next(talk)
     talk.send(INCAPABLE)
     talk.send(TokenEvent([9], None, None, ()))
-    assert talk.send(EngineFault(400, "too long here", None)) == Seek(resuming=True)
+    assert talk.send(EngineFault(400, "too long here", None)) == Seek(resuming=True, cause=Cause.ENGINE_ERROR)
 
 
 def test_a_stop_token_ends_the_text_before_itself():

@@ -1,4 +1,6 @@
-"""How long an engine pod may take to end. Read by `kube/engine_pod.py`; routers see the result as the pod's deadline.
+"""How long an engine pod may take to end, and what its supervisor needs of that.
+
+Read by `kube/engine_pod.py`, the supervisor, and `planning.departure`; routers see the end of it as the pod's deadline.
 
 On spot it is what the cloud leaves an ordinary pod from its eviction to the end of the machine: longer would be cut off
 by the machine, shorter would end streams that could have moved. Sources: AWS, "Spot Instance interruption notices" (two
@@ -23,6 +25,11 @@ SPOT_GRACE: Final[Mapping[str, timedelta]] = {
 }
 # Nothing says which cloud: what the shortest of them leaves.
 LEAST_SPOT_GRACE: Final = min(SPOT_GRACE.values())
+# What a supervisor keeps of it for its own end: it cuts off what still runs, so that each request ends after a whole
+# token, gives vLLM so long to stop, and buries it. Routers cut streams off before.
+CUT: Final = timedelta(seconds=1)
+STOP: Final = timedelta(seconds=2)
+BURY: Final = timedelta(seconds=1)
 # These nodes go when they are empty, so a stream may end where it is.
 LASTING_GRACE: Final = timedelta(seconds=600)
 

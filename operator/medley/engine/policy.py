@@ -12,6 +12,7 @@ from enum import Enum
 from math import inf
 from typing import Final
 
+from medley.core import grace
 from medley.engine.phases import move
 from medley.engine.samples import Mark, Sample, mark_of
 from medley.wire.assignment import Assignment
@@ -30,9 +31,9 @@ class Limits:
     probe_every_s: float = 10.0  # an idle engine makes a token so often
     start_s: float = 3600.0  # from launch to the first token
     grace_s: float = 25.0  # from SIGTERM to our own end
-    cut_s: float = 1.0  # before running requests are cut off: so that each ends after a whole token
-    stop_s: float = 3.0  # from SIGTERM to SIGKILL of vLLM
-    reserve_s: float = 2.0  # at the end of the grace, for burying vLLM and ending ourselves
+    cut_s: float = grace.CUT.total_seconds()  # before that, running requests end, each after a whole token
+    stop_s: float = grace.STOP.total_seconds()  # from SIGTERM to SIGKILL of vLLM
+    reserve_s: float = grace.BURY.total_seconds()  # at the end of the grace, for burying vLLM and ending ourselves
     quiet_s: float = 1.0  # nothing running for so long: drained
     stable_s: float = 120.0  # Serving for so long: earlier failures are forgotten
     failures: int = 5  # in a row: Failed

@@ -9,8 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
-# Time kept free before the deadline: for prefill elsewhere, and because deadlines are promises of others.
-RESERVE = timedelta(seconds=5)
+from medley.core import grace
+
+# Time kept free before the deadline: what the engine's supervisor keeps for its own end, for prefill elsewhere, and
+# because deadlines are promises of others.
+RESERVE = grace.CUT + grace.STOP + grace.BURY + timedelta(seconds=2)
 RESERVED_FRACTION = 0.3  # of the time left when the notice came, if that is more
 # Measured time per token grows when other streams arrive; a stream that only just ends in time is moved.
 CAUTION = 1.25

@@ -134,14 +134,14 @@ class Carrier:
                 async with asyncio.timeout(None) as attempt.scope:
                     if attempt.cause is not None:  # broken off between its placement and now
                         attempt.scope.reschedule(self._clock())
-                    command, event = await self._read(conversation, carriage, attempt, command)
+                    command = await self._read(conversation, carriage, attempt, command)
             except TimeoutError:
                 if attempt.cause is None:
                     raise  # the deadline of the request
-                event = Broken(attempt.cause, accepted=True)
-                command = conversation.send(event)
+                command = conversation.send(Broken(attempt.cause, accepted=True))
             if isinstance(command, Seek):
-                cause = event.cause if isinstance(event, Broken) else Cause.ENGINE_ERROR
+                cause = command.cause
+                assert cause is not None
                 self._note_break(carriage, attempt, cause)
             elif isinstance(command, Finish):
                 self._note_finish(carriage, attempt)
@@ -169,7 +169,7 @@ class Carrier:
 
     async def _read(
         self, conversation: Generator[Command, Event, None], carriage: Carriage, attempt: Attempt, issue: Issue
-    ) -> tuple[Command, Event]:
+    ) -> Command:
         """Feed the engine's events to the conversation until it wants something else than to deliver."""
         async with aclosing(self._engines.generate(attempt.replica.url, issue.call)) as blocks:
             async for events in blocks:
@@ -181,7 +181,7 @@ class Carrier:
                         self._note_delivery(carriage, attempt, len(command.token_ids))
                         carriage.deliver(command)
                     if not isinstance(command, Deliver):
-                        return command, event
+                        return command
         raise AssertionError("the engine client ends with a finish, a fault or a break")
 
     def _note_issue(self, carriage: Carriage, attempt: Attempt, issue: Issue) -> None:

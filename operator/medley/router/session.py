@@ -70,6 +70,7 @@ class Seek(NamedTuple):
     """Find a replica; answered by `Placed`."""
 
     resuming: bool
+    cause: Cause | None = None  # why the attempt before broke; None: there was none
 
 
 class Placed(NamedTuple):
@@ -167,8 +168,9 @@ def conversation(
     log = _TokenLog(choice, vocabulary, [] if committed is None else committed)
     fruitless = 0
     forced: ResumeMode | None = None
+    cause: Cause | None = None
     while True:
-        placed = yield Seek(resuming=bool(log.committed) or fruitless > 0)
+        placed = yield Seek(bool(log.committed) or fruitless > 0, cause)
         assert isinstance(placed, Placed)
         mode = forced or resume_mode(choice.rendered.sampling, resumes_output=placed.resumes_output)
         begun = len(log.committed)
@@ -179,14 +181,15 @@ def conversation(
         if isinstance(broken, EngineFault):
             yield Abandon(broken)
             return
+        cause = broken.cause
         if len(log.committed) > begun:
             fruitless = 0
-        elif broken.accepted and broken.cause is not Cause.NOTICE:
+        elif broken.accepted and cause is not Cause.NOTICE:
             fruitless += 1
-        if broken.cause is Cause.DIVERGED:
+        if cause is Cause.DIVERGED:
             # The engines differ numerically, so none will repeat these tokens.
             forced = ResumeMode.PROMPT
-        fault = _hopeless(choice, broken.cause, fruitless)
+        fault = _hopeless(choice, cause, fruitless)
         if fault is not None:
             yield Abandon(fault)
             return
