@@ -186,6 +186,20 @@ def test_a_deadline_that_slides_with_each_look_is_kept_at_its_first():
     assert attempt.cause is Cause.NOTICE
 
 
+def test_of_several_deadlines_the_earliest_counts_whenever_it_comes():
+    """The notice of a node, then the grace of its pod."""
+    world = World(replica("a"), replica("b"))
+    attempt = world.open("a", tokens=5, remaining=100_000, at=-1.0)
+    world.show(leaving("a", 120), replica("b"))
+    causes = {}
+    for second in range(2, 13):
+        world.now = float(second)
+        attempt.received(1, world.now)
+        world.show(leaving("a", 17), replica("b"))
+        causes[second] = attempt.cause
+    assert causes == {second: Cause.NOTICE if second >= 11 else None for second in range(2, 13)}
+
+
 def test_a_replica_that_is_no_longer_listed_is_left_at_once():
     world = World(replica("a"), replica("b"))
     attempt = world.open("a", tokens=5)

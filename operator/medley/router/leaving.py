@@ -144,15 +144,22 @@ class Leaving:
         return replica in self._notices
 
     def take_notice(self, replicas: Mapping[str, Replica], attempted: Sequence[str]) -> None:
-        """Keep the first deadline of each notice: some sources can only say "from now"."""
+        """Keep the earliest deadline of each notice: some sources can only say "from now", and better ones follow."""
         wall = self._wall_clock()
         leaving = {name: each.leaves_at for name, each in replicas.items() if each.leaves_at is not None}
         # A replica that is no longer listed went without a word.
         leaving |= {name: wall for name in attempted if name not in replicas}
-        self._notices = {
-            name: self._notices.get(name) or _Notice(wall, deadline, max(deadline - wall, timedelta(0)))
-            for name, deadline in leaving.items()
-        }
+        self._notices = {name: self._notice(name, deadline, wall) for name, deadline in leaving.items()}
+
+    def _notice(self, name: str, deadline: datetime, wall: datetime) -> _Notice:
+        notice = self._notices.get(name)
+        if notice is None:
+            return _Notice(wall, deadline, max(deadline - wall, timedelta(0)))
+        if deadline < notice.deadline:
+            # A node's notice, then the grace of its pod: what is left now is what there is to plan with.
+            notice.deadline, notice.notice_time = deadline, max(deadline - wall, timedelta(0))
+            notice.basis = ()
+        return notice
 
     def settle(
         self, attempts: Mapping[str, set[Attempt]], candidates: Sequence[Candidate], replicas: Mapping[str, Replica]
