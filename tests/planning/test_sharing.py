@@ -1,5 +1,7 @@
 """What one service's pass takes of nodes that others want, hold, or will let go."""
 
+from dataclasses import replace
+
 import pytest
 
 from medley.core.accelerators import Market
@@ -82,3 +84,70 @@ def test_who_can_be_met_keeps_what_it_holds_until_there_is_room_elsewhere():
         found = cheapest(left_for(own, [other], feasible))
         assert found is not None
         assert dict(found.replicas) == {kept: 2}
+
+
+MONEY = "Budget team"
+
+
+def money(usd: float, **prices: float) -> Cap:
+    """Return a Budget; l4 (spot) costs 1.00 and h100 3.00 unless said otherwise."""
+    usual = {"l4": 1.0, "h100": 3.0} | prices
+    return Cap(MONEY, usd, ((BIG, usual["h100"]), (SPOT, usual["l4"])), drawn=True)
+
+
+def pays(name: str, rate: float, usd: float, held=(), *, priority: int = 0, named: str = MONEY) -> Claim:
+    """Return a service that draws on a Budget, on an account without any caps on nodes."""
+    budget = replace(money(usd), name=named)
+    return Claim(name, replace(asks(rate), caps=(budget,)), held, priority, budget)
+
+
+def free(name: str, rate: float, held=()) -> Claim:
+    """Return a service that buys the same and draws on no Budget."""
+    return Claim(name, replace(asks(rate), caps=()), held)
+
+
+def test_a_budget_is_left_to_the_next_by_what_the_first_takes_of_it():
+    high, low = pays("x/a", 3.0, 4.0, priority=1), pays("x/b", 3.0, 4.0)
+    assert left(high, low) == (f"{MONEY} (of 4.00 x/b takes 1.00)", 3.0)
+    assert left(low, high) == (f"{MONEY} (of 4.00 x/a takes 3.00)", 1.0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(free("x/b", 3.0, ((SPOT, 3),)), id="none"),
+        pytest.param(pays("x/b", 3.0, 4.0, ((SPOT, 3),), named="Budget other"), id="another"),
+    ],
+)
+def test_who_draws_on_no_budget_or_another_takes_nothing_of_it(other):
+    own = pays("x/a", 3.0, 4.0)
+    assert left_for(own, [other], feasible) == own.problem
+
+
+def test_a_budget_does_not_bind_who_shares_nodes_but_not_the_money():
+    nodes = Cap(NAME, 10, ((SPOT, 1.0),))
+    claims = [pays("x/a", 3.0, 4.0), pays("x/b", 1.0, 4.0), free("x/c", 3.0)]
+    a, b, c = (replace(each, problem=replace(each.problem, caps=(*each.problem.caps, nodes))) for each in claims)
+    assert left_for(c, [a, b], feasible).caps == (Cap(f"{NAME}, of 10 x/a takes 3, x/b takes 1", 6, nodes.uses),)
+    assert {cap.name: cap.at_most for cap in left_for(a, [b, c], feasible).caps} == {
+        f"{MONEY} (of 4.00 x/b takes 1.00)": 3.0,
+        f"{NAME}, of 10 x/b takes 1, x/c takes 3": 6,
+    }
+
+
+def test_what_is_held_without_a_plan_is_paid_from_the_budget():
+    own, gone = pays("x/a", 3.0, 4.0), Claim("x/b", None, ((BIG, 1),), drawn=money(4.0))
+    assert left(own, gone) == (f"{MONEY} (of 4.00 x/b takes 3.00)", 1.0)
+
+
+def test_what_a_lower_priority_still_holds_is_not_spent_twice():
+    high, low = pays("x/a", 4.0, 4.0, priority=1), pays("x/b", 3.0, 4.0, held=((SPOT, 3),))
+    assert left(high, low) == (f"{MONEY} (of 4.00 x/b takes 3.00)", 1.0)
+    assert left(low, high) == (f"{MONEY} (of 4.00 x/a takes 4.00)", 0.0)
+
+
+def test_what_is_left_is_counted_in_whole_microdollars():
+    own, other = (pays(name, 1.0, 1.2, held) for name, held in (("x/a", ()), ("x/b", ((SPOT, 2),))))
+    thirds = replace(money(1.2), uses=((SPOT, 0.4),))
+    own, other = (replace(each, drawn=thirds, problem=replace(each.problem, caps=(thirds,))) for each in (own, other))
+    assert left(own, other)[1] == 0.4

@@ -31,7 +31,7 @@ from medley.core.accelerators import OfferingKey
 from medley.core.errors import InvalidInputError, MedleyError
 from medley.core.service import Service
 from medley.core.units import figure
-from medley.kube.api import ACCELERATOR_CLASS, LLM_SERVICE, PERFORMANCE_PROFILE, POD, Api, connected
+from medley.kube.api import ACCELERATOR_CLASS, LLM_SERVICE, MONEY_BUDGET, PERFORMANCE_PROFILE, POD, Api, connected
 from medley.kube.replicas import replica
 from medley.kube.status import shape_of, standing
 from medley.planning.fleet import Observed, Replica, Standing
@@ -79,12 +79,17 @@ def run(paths: Sequence[Path], out: str, options: Options, kubeconfig: Path | No
             written.service,
             written.classes or seen.observed.classes,
             written.profiles or seen.observed.profiles,
+            written.budgets or seen.observed.budgets,
         )
         now = datetime.now(UTC)
         manifests, notes = overlaid(manifests, options, now)
         say((*seen.notes, *notes), aside)
         observed = replace(
-            seen.observed, service=manifests.service, classes=manifests.classes, profiles=manifests.profiles
+            seen.observed,
+            service=manifests.service,
+            classes=manifests.classes,
+            profiles=manifests.profiles,
+            budgets=manifests.budgets,
         )
         proposal = propose(observed, now)
         say(_measured(proposal), aside)
@@ -117,6 +122,11 @@ async def look(api: Api, service: Service) -> Seen:
     labels = f"{names.LABEL_SERVICE}={service.name},{names.LABEL_COMPONENT}={names.Component.ENGINE}"
     pods, _ = await api.list(POD, service.namespace, labels=labels)
     notes: list[Note] = []
+    budget = None
+    if service.limits.budget is not None:
+        budget = await api.get(MONEY_BUDGET, service.limits.budget)
+        said = f"what others take of Budget {service.limits.budget} is not looked at: this is planned with all of it"
+        notes.append(Note(said, warning=True))
     item = None if live is None else convert.read_llm_service(live)
     return Seen(
         there=item is not None,
@@ -129,6 +139,7 @@ async def look(api: Api, service: Service) -> Seen:
             replicas=tuple(
                 sorted((replica(pod, None, template=None, node_is_coming=False) for pod in pods), key=lambda r: r.name)
             ),
+            budgets=() if budget is None else (convert.budget(convert.read_budget(budget)),),
             standing=Standing() if item is None else standing(item),
         ),
         plan=None if item is None else item.status.plan,

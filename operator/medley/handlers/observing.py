@@ -77,6 +77,7 @@ async def view(
     item = convert.read_llm_service(_legible(sight.service))
     classes, bad_classes = _read(sight.classes, convert.read_accelerator_class)
     models, bad_profiles = _read(sight.profiles, convert.read_performance_profile)
+    budgets, bad_budgets = _read(sight.budgets, convert.read_budget)
     profiles = tuple(convert.profile(each) for each in models)
     by_name = {each.metadata.name: each for each in classes}
     engine_key = _engine_key(sight.key)
@@ -106,7 +107,8 @@ async def view(
         pools=frozenset(_pool_keys(sight.node_pools)),
         pools_of_others=_used_by_others(sight),
         neighbours=_neighbours(sight),
-        unreadable=(*bad_classes, *bad_profiles),
+        unreadable=(*bad_classes, *bad_profiles, *bad_budgets),
+        budgets=tuple(convert.budget(each) for each in budgets),
         ledger=ledger,
     )
     return View(
@@ -266,10 +268,13 @@ def _neighbours(sight: Sight) -> tuple[Neighbour, ...]:
             key = (pod["metadata"]["namespace"], pod["metadata"]["labels"].get(names.LABEL_SERVICE, ""))
             held.setdefault(key, Counter())[offering_of(pod)] += 1
     wanting: dict[tuple[str, str], LLMService] = {}
+    paying: dict[tuple[str, str], str | None] = {}  # also those that are deleted, while they hold something
     for other in sight.others:
+        key = (other["metadata"]["namespace"], other["metadata"]["name"])
+        paying[key] = ((other.get("spec") or {}).get("limits") or {}).get("budget")
         if "deletionTimestamp" not in other["metadata"]:
             with suppress(InvalidInputError):  # its own pass says so
-                wanting[other["metadata"]["namespace"], other["metadata"]["name"]] = convert.read_llm_service(other)
+                wanting[key] = convert.read_llm_service(other)
     return tuple(
         Neighbour(
             "/".join(key),
@@ -277,6 +282,7 @@ def _neighbours(sight: Sight) -> tuple[Neighbour, ...]:
             tuple(sorted(held.get(key, Counter()).items())),
             standing(wanting[key]).unavailable if key in wanting else (),
             standing(wanting[key]).traffic if key in wanting else None,
+            paying.get(key),
         )
         for key in sorted(held.keys() | wanting.keys())
     )
