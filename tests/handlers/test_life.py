@@ -350,8 +350,8 @@ async def test_services_share_a_budget_by_priority(here):
     on_it = {"limits": {"budget": "team"}}
     services = (service_manifest(**on_it), service_manifest("other", **on_it))
     await here.apply(class_manifest(), profile_manifest(), budget_manifest("1.20"), *services)
-    await here.settle(passes=2)
-    await here.settle("other", passes=2)
+    await here.pass_over()
+    await here.pass_over("other")
     assert (await here.condition("PlanFeasible"))[0] == "True"
     assert await here.condition("PlanFeasible", "other") == (
         "False",
@@ -363,6 +363,6 @@ async def test_services_share_a_budget_by_priority(here):
     )
     assert sorted(name.split("-")[0] for name in await here.pods()) == ["chat", "chat", "other"]
     await here.apply(budget_manifest("1.60"))
-    await here.settle("other", passes=2)
+    await here.pass_over("other")
     assert (await here.condition("PlanFeasible", "other"))[0] == "True"
     assert sorted(name.split("-")[0] for name in await here.pods()) == ["chat", "chat", "other", "other"]
