@@ -1,12 +1,15 @@
 """What one service's pass takes of nodes that others want, hold, or will let go."""
 
+import math
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medley.core.accelerators import Market
-from medley.planning.allocator import cheapest
-from medley.planning.problem import Cap
+from medley.planning.allocator import allocate, cheapest
+from medley.planning.problem import Allocation, Cap
 from medley.planning.sharing import Claim, left_for
 from medley.testing.allocation import SMALL, key, offer, problem, rates
 
@@ -151,3 +154,33 @@ def test_what_is_left_is_counted_in_whole_microdollars():
     thirds = replace(money(1.2), uses=((SPOT, 0.4),))
     own, other = (replace(each, drawn=thirds, problem=replace(each.problem, caps=(thirds,))) for each in (own, other))
     assert left(own, other)[1] == 0.4
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(0, 1), st.integers(0, 2)), min_size=2, max_size=3),
+    st.integers(1, 6),
+)
+def test_passes_in_turn_never_spend_more_than_the_budget_and_come_to_rest(drawn, usd):
+    """Each pass takes its service to its plan at once. Who comes first is met whenever the Budget could meet it alone."""
+    held = [((SPOT, count),) if count else () for _, _, count in drawn]
+    spent = [sum(dict(each).values()) for each in held]  # one spot l4 is 1 USD/h
+    met = [False] * len(drawn)
+    for _ in range(3):
+        before = list(held)
+        for number in range(len(drawn)):
+            most = max(usd, sum(spent))
+            claims = [
+                pays(f"x/{n}", rate, usd, held[n], priority=priority) for n, (rate, priority, _) in enumerate(drawn)
+            ]
+            own = claims.pop(number)
+            found = allocate(left_for(own, claims, feasible))
+            met[number] = isinstance(found, Allocation)
+            held[number] = (found if isinstance(found, Allocation) else found.best).replicas
+            prices = dict(money(usd).uses)
+            spent[number] = math.fsum(prices[key] * count for key, count in held[number])
+            assert sum(spent) <= most + 1e-6
+    assert (held, sum(spent) <= usd) == (before, True)
+    first = max(range(len(drawn)), key=lambda n: (drawn[n][1], -n))
+    alone = [n for n, (_, priority, _) in enumerate(drawn) if priority == drawn[first][1]] == [first]
+    assert met[first] or not alone or drawn[first][0] > usd
