@@ -24,7 +24,7 @@ READ = {
 FILES = sorted(EXAMPLES.glob("*.yaml"))
 CLASSES = sorted(EXAMPLES.glob("acceleratorclass*.yaml"))
 PROFILES = sorted(EXAMPLES.glob("performanceprofile*.yaml"))
-SERVICES = [EXAMPLES / "chat.yaml", *sorted(EXAMPLES.glob("llmservice*.yaml"))]
+SERVICES = [EXAMPLES / "chat.yaml", EXAMPLES / "shared-budget.yaml", *sorted(EXAMPLES.glob("llmservice*.yaml"))]
 
 
 def documents(path):

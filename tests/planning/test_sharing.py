@@ -156,7 +156,7 @@ def test_what_is_left_is_counted_in_whole_microdollars():
     assert left(own, other)[1] == 0.4
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 4), st.integers(0, 1), st.integers(0, 2)), min_size=2, max_size=3),
     st.integers(1, 6),
