@@ -172,7 +172,7 @@ BUDGET = '{apiVersion: medley.dev/v1alpha1, kind: Budget, metadata: {name: team}
 def two_on_a_budget(usd: str) -> tuple[str, ...]:
     """Return two services of 2.10 USD/h each, of which the second comes first."""
     first = conftest.SERVICE + "  limits: {budget: team}\n"
-    second = first.replace("name: chat}", "name: code, namespace: dev}") + "  priority: 5\n"
+    second = first.replace("name: chat}", "name: code, namespace: dev}") + "  priority: 5\n  mode: Plan\n"
     return first, second, BUDGET.replace('"USD"', f'"{usd}"'), catalogue()
 
 

@@ -149,6 +149,13 @@ def test_what_a_lower_priority_still_holds_is_not_spent_twice():
     assert left(low, high) == (f"{MONEY} (of 4.00 x/a takes 4.00)", 0.0)
 
 
+def test_who_is_served_is_not_put_out_by_an_equal_that_holds_too_little():
+    claims = [pays("x/a", 3.0, 4.0, ((SPOT, 1),)), pays("x/b", 1.0, 4.0), pays("x/c", 2.0, 4.0, ((SPOT, 2),))]
+    a, b, c = claims
+    assert left(c, a, b)[1] == 2.0
+    assert left(a, b, c) == (f"{MONEY} (of 4.00 x/c takes 2.00)", 2.0)
+
+
 def test_what_is_left_is_counted_in_whole_microdollars():
     own, other = (pays(name, 1.0, 1.2, held) for name, held in (("x/a", ()), ("x/b", ((SPOT, 2),))))
     thirds = replace(money(1.2), uses=((SPOT, 0.4),))
@@ -166,7 +173,7 @@ def test_passes_in_turn_never_spend_more_than_the_budget_and_come_to_rest(drawn,
     held = [((SPOT, count),) if count else () for _, _, count in drawn]
     spent = [sum(dict(each).values()) for each in held]  # one spot l4 is 1 USD/h
     met = [False] * len(drawn)
-    for _ in range(3):
+    for _ in range(4):
         before = list(held)
         for number in range(len(drawn)):
             most = max(usd, sum(spent))

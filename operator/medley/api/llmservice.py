@@ -276,8 +276,8 @@ class LLMServiceSpec(Part):
     """How running requests leave a node that goes away."""
     priority: Annotated[int, Field(ge=0, le=1000)] = 0
     """Among services that want more of an AcceleratorClass than its zones have nodes, or more than their Budget pays,
-    the higher is served first; of equals the one that holds replicas already, then by name. It takes nothing from
-    services that fit beside it."""
+    the higher is served first; of equals the one that is served already, then by name. It takes nothing from services
+    that fit beside it."""
     mode: OperatingMode = OperatingMode.AUTO
     """Auto: carry plans out. Plan: compute and show them in status.plan, change nothing."""
     router: Router = Router()

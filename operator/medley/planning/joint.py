@@ -131,7 +131,7 @@ def together(
             search.polish()
         idle = idle + 1 if search.known == known else 0
     found = [] if search.best is None else [search.best]
-    if not found or search.never:
+    if not found or search.some_never_met:
         # Not all can be met: the prices keep those that come first from what those that follow need more.
         found += [search.short(each) for each in (best_prices, np.zeros_like(best_prices))]
     return search.joint(min(found, key=search.shortfall), best_prices)
@@ -170,12 +170,12 @@ class _Search:
         self.bound = -math.inf
         self._columns: list[list[_Plan]] = [[] for _ in sharers]
         self._learnt: list[Learnt | None] = [None] * len(sharers)
-        self.never: dict[int, _Plan] = {}  # services that could not be met if they were alone
+        self._never: dict[int, _Plan] = {}  # services that could not be met if they were alone
         # By priority, then as given.
         self._order = sorted(range(len(sharers)), key=lambda place: -sharers[place].priority)
         dearest = max((o.usd_per_hour for each in sharers for o in each.problem.offerings), default=0.0)
         self._least = [min((use for _, use in cap.uses), default=math.inf) for cap in shared]
-        self._over = np.array([_OVER * dearest / use if math.isfinite(use) else _OVER * dearest for use in self._least])
+        self._over = np.array([_OVER * dearest / use for use in self._least])
 
     @property
     def near(self) -> bool:
@@ -186,6 +186,11 @@ class _Search:
         return cost - self.bound <= self._wanted_gap * cost
 
     @property
+    def some_never_met(self) -> bool:
+        """Whether a service that could not be met if it were alone would take some of what is shared all the same."""
+        return any(plan.takes.any() for plan in self._never.values())
+
+    @property
     def known(self) -> int:
         """Plans that are known."""
         return sum(map(len, self._columns))
@@ -193,7 +198,7 @@ class _Search:
     def priced(self, prices: Numbers) -> list[_Plan]:
         """Return the cheapest plan of each service at these prices of quotas; all are kept, and the bound is moved."""
         plans = [
-            self.never[place] if place in self.never else self._solved(place, prices, self.limits)
+            self._never[place] if place in self._never else self._solved(place, prices, self.limits)
             for place in range(len(self.sharers))
         ]
         low = math.fsum(
@@ -313,11 +318,11 @@ class _Search:
         answer, self._learnt[place] = reallocate(self._asked(place, prices, left), self._learnt[place])
         plan = self._plan(place, answer, prices)
         if not plan.met and (left == self.limits).all():
-            self.never[place] = plan
+            self._never[place] = plan
         return plan
 
     def _tried(self, place: int, prices: Numbers, left: Numbers) -> _Plan | None:
-        if place in self.never:
+        if place in self._never:
             return self._solved(place, prices, left)
         answer, self._learnt[place] = attempted(self._asked(place, prices, left), self._learnt[place])
         return None if answer is None else self._plan(place, answer, prices)
@@ -331,7 +336,8 @@ class _Search:
         return math.fsum(price * uses.get(key, 0.0) for price, uses in zip(prices, self.uses[place], strict=True))
 
     def _plan(self, place: int, answer: Answer, prices: Numbers) -> _Plan:
-        replicas = (allocation := answer if isinstance(answer, Allocation) else answer.best).replicas
+        allocation = answer if isinstance(answer, Allocation) else answer.best
+        replicas = allocation.replicas
         takes = [math.fsum(uses.get(key, 0.0) * count for key, count in replicas) for uses in self.uses[place]]
         more = math.fsum(self._surcharge(place, key, prices) * count for key, count in replicas)
         return _Plan(answer, allocation.objective - more, np.array(takes))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from medley.core.accelerators import OfferingKey
+from medley.planning.allocator import cheapest
 from medley.planning.commons import merged, shared_caps, within
 from medley.planning.joint import Joint, Sharer, together
 from medley.planning.problem import MICRODOLLARS, Allocation, AllocationProblem, Cap
@@ -64,8 +65,8 @@ def left_for(own: Claim, others: Iterable[Claim], feasible: Callable[[Allocation
     idle = [claim for claim in others if claim.problem is None]
     planned = sorted(
         (own, *(claim for claim in others if claim.problem is not None)),
-        # Of equals first who holds replicas: a newcomer does not take what another serves from.
-        key=lambda claim: (-claim.priority, not claim.held, claim.name),
+        # Of equals first who is served by what it holds: nobody takes what another serves from.
+        key=lambda claim: (-claim.priority, not _served(claim), not claim.held, claim.name),
     )
     free = tuple(
         replace(cap, at_most=max(cap.at_most - math.fsum(claim.takes(cap, claim.held) for claim in idle), 0.0))
@@ -87,6 +88,24 @@ def left_for(own: Claim, others: Iterable[Claim], feasible: Callable[[Allocation
     if feasible(left) or not isinstance(found.of[own.name], Allocation):
         return left
     return _named(own.problem, shared, taken, {cap.name: own.takes(cap, own.held) for cap in shared})
+
+
+@lru_cache(maxsize=256)
+def _served(claim: Claim) -> bool:
+    """Say whether a service can be met by the replicas that it holds."""
+    counts = dict(claim.held)
+    if claim.problem is None or not counts:
+        return False
+    held = tuple(replace(each, max_replicas=counts[each.key]) for each in claim.problem.offerings if each.key in counts)
+    kept = {each.key for each in held}
+    asked = replace(
+        claim.problem,
+        offerings=held,
+        utilisation_of=tuple(each for each in claim.problem.utilisation_of if each[0] in kept),
+        fleet=(),
+        change_usd=(),
+    )
+    return bool(held) and cheapest(asked) is not None
 
 
 # Every service's pass asks about the same services.
