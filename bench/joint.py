@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from bench._offerings import large
 from bench.rows import Row
-from medley.planning.joint import Joint, Sharer, shared_caps, together
+from medley.planning.commons import shared_caps
+from medley.planning.joint import Joint, Sharer, together
 
 SHAPES, ZONES = 36, 4
 SERVICES = (1, 2, 5, 10)

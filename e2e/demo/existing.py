@@ -29,7 +29,8 @@ SYSTEM = "medley-system"
 NAMESPACE = "medley-demo"  # of objects whose manifest names none
 ROUTER_PORT = 8080
 CRDS = tuple(
-    f"{plural}.medley.dev" for plural in ("llmservices", "acceleratorclasses", "performanceprofiles", "migrations")
+    f"{plural}.medley.dev"
+    for plural in ("llmservices", "acceleratorclasses", "performanceprofiles", "budgets", "migrations")
 )
 OPERATOR = (
     "deployments",

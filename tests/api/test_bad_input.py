@@ -6,7 +6,13 @@ import json
 import pytest
 
 from e2e.stage.processes import StageError
-from medley.api.convert import read_accelerator_class, read_llm_service, read_migration, read_performance_profile
+from medley.api.convert import (
+    read_accelerator_class,
+    read_budget,
+    read_llm_service,
+    read_migration,
+    read_performance_profile,
+)
 from medley.api.pods import RESERVED_ARGUMENTS
 from medley.core.errors import InvalidInputError
 
@@ -14,6 +20,7 @@ READ = {
     "LLMService": read_llm_service,
     "AcceleratorClass": read_accelerator_class,
     "PerformanceProfile": read_performance_profile,
+    "Budget": read_budget,
     "Migration": read_migration,
 }
 
@@ -58,6 +65,12 @@ GOOD = {
                 }
             ],
         },
+    },
+    "Budget": {
+        "apiVersion": "medley.dev/v1alpha1",
+        "kind": "Budget",
+        "metadata": {"name": "team"},
+        "spec": {"maxUSDPerHour": "60"},
     },
     "Migration": {
         "apiVersion": "medley.dev/v1alpha1",
@@ -190,6 +203,12 @@ RULES = {
         {"spec.gpuQuota": {}},
         "spec.gpuQuota",
         "gpuQuota bounds nothing: set onDemand, spot or both, or remove it",
+    ),
+    "a shared budget of nothing": (
+        "Budget",
+        {"spec.maxUSDPerHour": "0.00"},
+        "spec.maxUSDPerHour",
+        "maxUSDPerHour 0 buys nothing: raise it, or give the services that name this Budget another",
     ),
     "contradictory limits": (
         "LLMService",

@@ -161,6 +161,7 @@ def test_uninstalled_and_installed_again_the_services_are_still_there(plane, tmp
     left = plane.kubectl("get", "clusterroles,crds", "-o", "name").split()
     assert sorted(each.partition("/")[2] for each in left if "medley" in each) == [
         "acceleratorclasses.medley.dev",
+        "budgets.medley.dev",
         "llmservices.medley.dev",
         "medley-router",
         "medley-router-nodes",

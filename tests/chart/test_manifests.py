@@ -8,7 +8,7 @@ from medley.api.convert import read_llm_service
 from medley.kube import rbac
 from tests.chart.conftest import CHART
 
-DEFINITIONS = {"llmservices", "acceleratorclasses", "performanceprofiles", "migrations"}
+DEFINITIONS = {"llmservices", "acceleratorclasses", "performanceprofiles", "budgets", "migrations"}
 ALWAYS = {
     *(("CustomResourceDefinition", f"{plural}.medley.dev") for plural in DEFINITIONS),
     ("Deployment", "medley-operator"),

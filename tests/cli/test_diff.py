@@ -22,20 +22,22 @@ SERVICES = "/apis/medley.dev/v1alpha1/namespaces/default/llmservices/chat"
 CLASSES = "/apis/medley.dev/v1alpha1/acceleratorclasses"
 PROFILES = "/apis/medley.dev/v1alpha1/performanceprofiles"
 PODS = "/api/v1/namespaces/default/pods"
+BUDGETS = "/apis/medley.dev/v1alpha1/budgets"
+ALL_SERVICES, ALL_PODS = "/apis/medley.dev/v1alpha1/llmservices", "/api/v1/pods"
 
 
 @contextmanager
 def cluster(tmp_path: Path, objects: dict[str, Any]) -> Iterator[str]:
-    """Serve objects by path; yield its kubeconfig. Other methods than GET are refused."""
+    """Serve objects by path; yield its kubeconfig. A number is the status of a refusal; other methods than GET are refused."""
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self):
-            found = objects.get(urlsplit(self.path).path)
-            body = {"message": "not found", "code": 404} if found is None else found
+            found = objects.get(urlsplit(self.path).path, 404)
+            body = {"message": "no", "code": found} if isinstance(found, int) else found
             if isinstance(found, list):
                 body = {"items": found, "metadata": {"resourceVersion": "1"}}
             data = json.dumps(body).encode()
-            self.send_response(404 if found is None else 200)
+            self.send_response(found if isinstance(found, int) else 200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -77,7 +79,13 @@ def pod(name: str, market: str, zone: str = "us-east-1a", shape: str = "l4") -> 
         names.LABEL_TEMPLATE_HASH: "x",
     }
     return {
-        "metadata": {"name": name, "uid": name, "labels": labels, "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "metadata": {
+            "name": name,
+            "namespace": "default",
+            "uid": name,
+            "labels": labels,
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+        },
         "spec": {"nodeName": f"node-of-{name}"},
         "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
     }
@@ -134,6 +142,37 @@ def test_what_stays_what_is_launched_and_what_goes(manifests, tmp_path, objects)
         ("removed", "chat-l4-d-us-east-1a-0", 0.60, None),
     ]
     assert (found["usdPerHourBefore"], found["usdPerHourAfter"], found["met"]) == (0.85, 0.84, True)
+
+
+@pytest.fixture
+def paid(manifests, tmp_path, objects):
+    """Return a manifest of 0.84 USD/h on a Budget of 1.40, beside a service that holds two on-demand l4 (1.40)."""
+    document = Path(manifests).read_text().replace("maxReplicas: 10", "maxReplicas: 10, budget: team")
+    written = tmp_path / "paid.yaml"
+    written.write_text(document)
+    service, *_ = yaml.safe_load_all(document)
+    held = [pod(f"batch-l4-d-us-east-1a-{n}", "on-demand") for n in range(2)]
+    for each in held:
+        each["metadata"] |= {"namespace": "dev", "labels": each["metadata"]["labels"] | {names.LABEL_SERVICE: "batch"}}
+    other = {**service, "metadata": {"name": "batch", "namespace": "dev", "uid": "v", "generation": 1}}
+    other["spec"] = {**other["spec"], "mode": "Plan"}
+    objects[BUDGETS] = [{"metadata": {"name": "team"}, "spec": {"maxUSDPerHour": "1.40"}}]
+    objects[ALL_SERVICES], objects[ALL_PODS] = [objects[SERVICES], other], [*objects[PODS], *held]
+    return str(written)
+
+
+def test_what_others_take_of_a_budget_is_left_out_of_it(paid, tmp_path, objects):
+    with cluster(tmp_path, objects) as kubeconfig:
+        result = ran(kubeconfig, "-f", paid)
+    assert result.exit_code == 1
+    assert "0.00 USD/h left of Budget team (of 1.40 dev/batch takes 1.40) is too little" in result.stdout
+
+
+def test_others_that_may_not_be_read_are_said_to_be_unknown(paid, tmp_path, objects):
+    with cluster(tmp_path, objects | {ALL_PODS: 403}) as kubeconfig:
+        result = ran(kubeconfig, "-f", paid)
+    assert result.exit_code == 0
+    assert "what other services take of nodes and Budgets is not known, so this is planned as if alone" in result.stderr
 
 
 def test_what_routers_measured_is_planned_for_as_the_operator_does(manifests, tmp_path, objects):

@@ -141,8 +141,8 @@ def test_what_cannot_be_met_is_said_with_status_1(files):
 @pytest.mark.parametrize(
     ("documents", "message"),
     [
-        pytest.param([CLASS.replace("NODES", existing("spot"))], "expected one LLMService of medley.dev/v1alpha1, found 0", id="no service"),
-        pytest.param([SERVICE, SERVICE], "expected one LLMService of medley.dev/v1alpha1, found 2", id="two services"),
+        pytest.param([CLASS.replace("NODES", existing("spot"))], "expected an LLMService of medley.dev/v1alpha1, found none", id="no service"),
+        pytest.param([SERVICE, SERVICE], "LLMService default/chat is there more than once", id="one service twice"),
         pytest.param([SERVICE, PROFILE + "---" + PROFILE], "PerformanceProfile llama-l4 is there more than once", id="twice"),
         pytest.param([SERVICE.replace("40ms", "40msec"), catalogue()], "document 1: spec.slo.tpot: expected a duration", id="no unit"),
         pytest.param([SERVICE + "  accelerator: {}"], "spec.accelerator: there is no such field", id="a typo"),
@@ -153,12 +153,52 @@ def test_what_cannot_be_met_is_said_with_status_1(files):
             "spec.accelerators.classes: no AcceleratorClass named h200; there are: l4",
             id="unknown class",
         ),
+        pytest.param(
+            [SERVICE + "  limits: {budget: team}", catalogue()],
+            "spec.limits.budget: no Budget named team; there are: none",
+            id="unknown budget",
+        ),
     ],
 )  # fmt: skip
 def test_manifests_that_must_be_corrected_are_refused_with_status_2(files, documents, message):
     result = ran(*files(*documents))
     assert result.exit_code == 2
     assert message in result.stderr.replace("\n", " ")
+
+
+BUDGET = '{apiVersion: medley.dev/v1alpha1, kind: Budget, metadata: {name: team}, spec: {maxUSDPerHour: "USD"}}'
+
+
+def two_on_a_budget(usd: str) -> tuple[str, ...]:
+    """Return two services of 2.10 USD/h each, of which the second comes first."""
+    first = conftest.SERVICE + "  limits: {budget: team}\n"
+    second = first.replace("name: chat}", "name: code, namespace: dev}") + "  priority: 5\n  mode: Plan\n"
+    return first, second, BUDGET.replace('"USD"', f'"{usd}"'), catalogue()
+
+
+def test_services_in_the_files_share_a_budget_by_priority(files):
+    result = ran(*files(*two_on_a_budget("3")), "-o", "json")
+    assert result.exit_code == 1
+    chat, code = json.loads(result.stdout)
+    assert (chat["service"], chat["plan"]["usdPerHour"]) == ("default/chat", "0.70")
+    assert chat["plan"]["infeasible"]["remedy"] == (
+        "0.90 USD/h left of Budget team (of 3.00 dev/code takes 2.10) is too little: the demand needs 2.10 USD/h; "
+        "raise its maxUSDPerHour, or spend less of it"
+    )
+    assert (code["service"], code["plan"]["usdPerHour"]) == ("dev/code", "2.10")
+    assert "infeasible" not in code["plan"]
+
+
+def test_the_table_says_who_spends_a_budget(files):
+    result = ran(*files(*two_on_a_budget("5")))
+    assert result.exit_code == 0
+    assert "Budget team: 4.20 of 5 USD/h: default/chat 2.10, dev/code 2.10" in result.stdout
+
+
+def test_a_picture_is_of_one_service(files, tmp_path):
+    result = ran(*files(*two_on_a_budget("5")), "--picture", str(tmp_path / "a.png"))
+    assert result.exit_code == 2
+    assert "--picture: is of one service, and the files have chat, code; give one of them" in result.stderr
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from e2e.stage.apiserver import ControlPlane
-from medley.api.convert import read_accelerator_class, read_llm_service, read_performance_profile
+from medley.api.convert import read_accelerator_class, read_budget, read_llm_service, read_performance_profile
 from medley.cli import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -19,11 +19,12 @@ READ = {
     "LLMService": read_llm_service,
     "AcceleratorClass": read_accelerator_class,
     "PerformanceProfile": read_performance_profile,
+    "Budget": read_budget,
 }
 FILES = sorted(EXAMPLES.glob("*.yaml"))
 CLASSES = sorted(EXAMPLES.glob("acceleratorclass*.yaml"))
 PROFILES = sorted(EXAMPLES.glob("performanceprofile*.yaml"))
-SERVICES = [EXAMPLES / "chat.yaml", *sorted(EXAMPLES.glob("llmservice*.yaml"))]
+SERVICES = [EXAMPLES / "chat.yaml", EXAMPLES / "shared-budget.yaml", *sorted(EXAMPLES.glob("llmservice*.yaml"))]
 
 
 def documents(path):
@@ -57,6 +58,8 @@ def test_the_full_example_shows_every_field():
         "model.source.pvc",
         "model.source.image",
         "workload.distribution.histogram",
+        # in shared-budget.yaml
+        "limits.budget",
         # as for engine.resources.requests
         "engine.resources.limits",
         "router.resources.limits",

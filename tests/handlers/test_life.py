@@ -339,3 +339,30 @@ async def test_services_share_what_a_class_caps_by_priority(here):
     assert (await here.condition("PlanFeasible", "other"))[0] == "True"
     assert f"{here.namespace}/other takes 2" in (await here.condition("PlanFeasible"))[2]
     assert sorted(name.split("-")[0] for name in await here.pods()) == ["chat", "other", "other"]
+
+
+def budget_manifest(usd: str):
+    kind = {"apiVersion": "medley.dev/v1alpha1", "kind": "Budget", "metadata": {"name": "team"}}
+    return {**kind, "spec": {"maxUSDPerHour": usd}}
+
+
+async def test_services_share_a_budget_by_priority(here):
+    on_it = {"limits": {"budget": "team"}}
+    services = (service_manifest(**on_it), service_manifest("other", **on_it))
+    await here.apply(class_manifest(), profile_manifest(), budget_manifest("1.20"), *services)
+    await here.pass_over()
+    await here.pass_over("other")
+    assert (await here.condition("PlanFeasible"))[0] == "True"
+    assert await here.condition("PlanFeasible", "other") == (
+        "False",
+        "BudgetExhausted",
+        (
+            f"spec.limits.budget: 0.40 USD/h left of Budget team (of 1.20 {here.namespace}/chat takes 0.80) is too little: "
+            "the demand needs 0.80 USD/h; raise its maxUSDPerHour, or spend less of it"
+        ),
+    )
+    assert sorted(name.split("-")[0] for name in await here.pods()) == ["chat", "chat", "other"]
+    await here.apply(budget_manifest("1.60"))
+    await here.pass_over("other")
+    assert (await here.condition("PlanFeasible", "other"))[0] == "True"
+    assert sorted(name.split("-")[0] for name in await here.pods()) == ["chat", "chat", "other", "other"]

@@ -27,6 +27,7 @@ from medley.kube.api import (
     ACCELERATOR_CLASS,
     DEPLOYMENT,
     LLM_SERVICE,
+    MONEY_BUDGET,
     NODE,
     NODE_POOL,
     PERFORMANCE_PROFILE,
@@ -136,7 +137,7 @@ class World:
         return self.reconciler.metrics
 
     async def apply(self, *manifests: Json) -> None:
-        kinds = {each.kind: each for each in (LLM_SERVICE, ACCELERATOR_CLASS, PERFORMANCE_PROFILE)}
+        kinds = {each.kind: each for each in (LLM_SERVICE, ACCELERATOR_CLASS, PERFORMANCE_PROFILE, MONEY_BUDGET)}
         for manifest in manifests:
             kind = kinds[manifest["kind"]]
             path = kind.path(self.namespace if kind.namespaced else None, manifest["metadata"]["name"])
@@ -341,7 +342,7 @@ async def _swept(api: Api, namespace: str) -> None:
         await api.delete(LLM_SERVICE, name, namespace)
     for pod in (await api.list(POD, namespace))[0]:
         await api.delete(POD, pod["metadata"]["name"], namespace, grace_seconds=0)
-    for kind in (ACCELERATOR_CLASS, PERFORMANCE_PROFILE, NODE_POOL, NODE):
+    for kind in (ACCELERATOR_CLASS, PERFORMANCE_PROFILE, MONEY_BUDGET, NODE_POOL, NODE):
         for each in (await api.list(kind))[0]:
             await api.delete(kind, each["metadata"]["name"])
 

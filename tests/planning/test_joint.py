@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from medley.core.accelerators import Market
 from medley.core.errors import InvalidInputError
 from medley.planning.allocator import allocate
-from medley.planning.joint import Holding, Sharer, shared_caps, together
+from medley.planning.commons import shared_caps
+from medley.planning.joint import Holding, Sharer, together
 from medley.planning.problem import Allocation, Cap, Infeasible, Quota
 from medley.testing.allocation import FREE, SMALL, key, offer, problem, rates
 
@@ -64,6 +65,23 @@ def test_a_budget_is_shared_like_a_quota():
     assert isinstance(found.of["b"], Infeasible)
     assert found.of["b"].message.startswith("AcceleratorClass.spec.zones: exhausted: budget of the team (2)")
     assert found.rivals("b") == (Holding("budget of the team", 5.0, (("a", 3.0),)),)
+
+
+def test_a_budget_is_taken_of_by_those_alone_who_draw_on_it():
+    money = Cap("Budget team", 4.0, ((SPOT, 1.0),), drawn=True)
+    paid = replace(service(3.0, dear=None), caps=(money,))
+    found = together([Sharer("a", paid), Sharer("b", paid), Sharer("free", service(9.0, dear=None))], [money])
+    assert [dict(found.of[name].replicas) for name in ("a", "free")] == [{SPOT: 3}, {SPOT: 9}]
+    assert isinstance(found.of["b"], Infeasible)
+    assert found.rivals("b") == (Holding("Budget team", 4.0, (("a", 3.0),)),)
+
+
+def test_who_comes_first_is_served_as_far_as_it_goes_even_if_never_whole():
+    """Four nodes are too few for the first alone; the second, which they would suffice for, gets what is left."""
+    sharers = [Sharer("second", service(2.0, dear=None)), Sharer("first", service(5.0, dear=None), 1)]
+    found = together(sharers, [spot_nodes(4)])
+    assert dict(found.of["first"].best.replicas) == {SPOT: 4}
+    assert dict(found.of["second"].best.replicas) == {}
 
 
 @pytest.mark.parametrize(("first", "second"), [(1, 0), (0, 1)])

@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 
 from medley.core.accelerators import Market, NodeOffer
-from medley.core.service import Limits, SpotPolicy, SpotUse
+from medley.core.service import Budget, Limits, SpotPolicy, SpotUse
 from medley.core.workload import Slo
 from medley.planning.relaxation import Relaxation, relaxations
 from medley.planning.whatif import Case, plan_of
@@ -41,6 +41,14 @@ def test_a_budget_that_is_too_small():
             ("spec.workload.requestsPerSecond",), "1.68 requests/s instead of 3", pytest.approx(0.40), 0.44
         ),
     }
+
+
+def test_a_budget_of_several_that_is_too_small():
+    case = changed(limits=Limits(budget="team"))._replace(budgets=(Budget("team", Decimal("0.50")),))
+    said = "Budget team of 0.80 USD/h instead of 0.50"
+    assert found(case)[said] == Relaxation(
+        ("Budget team: maxUSDPerHour",), said, pytest.approx(0.80), pytest.approx(0.6)
+    )
 
 
 def test_too_few_replicas():

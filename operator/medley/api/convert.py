@@ -1,7 +1,7 @@
 """From manifests to core values: the border at which dicts end. The operator and `medley plan` call it.
 
-`read_*` check a manifest and return its model; `service`, `accelerator_class` and `profile` return what planning uses.
-Errors are `InvalidInputError` with the path of the field and the remedy.
+`read_*` check a manifest and return its model; `service`, `accelerator_class`, `profile` and `budget` return what
+planning uses. Errors are `InvalidInputError` with the path of the field and the remedy.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from pydantic_core import ErrorDetails
 
 from medley.api.acceleratorclass import AcceleratorClass, Zone
 from medley.api.acceleratorclass import GpuQuota as GpuQuotaOfClass
+from medley.api.budget import Budget
 from medley.api.llmservice import Distribution, LLMService, LLMServiceSpec
 from medley.api.migration import Migration
 from medley.api.performanceprofile import LatencyModelSpec, PerformanceProfile, Point
 from medley.core import accelerators, units
+from medley.core import service as services
 from medley.core.accelerators import Market, NodeOffer, Shape
 from medley.core.errors import InvalidInputError
 from medley.core.latency import LatencyModel
@@ -44,6 +46,11 @@ def read_accelerator_class(manifest: Mapping[str, Any]) -> AcceleratorClass:
 def read_performance_profile(manifest: Mapping[str, Any]) -> PerformanceProfile:
     """Check a PerformanceProfile manifest and return its model, defaults filled in."""
     return _read(PerformanceProfile, manifest)
+
+
+def read_budget(manifest: Mapping[str, Any]) -> Budget:
+    """Check a Budget manifest and return its model."""
+    return _read(Budget, manifest)
 
 
 def read_migration(manifest: Mapping[str, Any]) -> Migration:
@@ -117,7 +124,13 @@ def limits(spec: LLMServiceSpec) -> Limits:
         gpu_quotas=tuple(
             GpuQuota(each.gpus, each.accelerator_class, each.market, each.zone) for each in spec.limits.gpu_quotas
         ),
+        budget=spec.limits.budget,
     )
+
+
+def budget(item: Budget) -> services.Budget:
+    """Return what the services that name it may spend together."""
+    return services.Budget(item.metadata.name, units.usd(item.spec.max_usd_per_hour, field="spec.maxUSDPerHour"))
 
 
 def spread(spec: LLMServiceSpec) -> Spread:

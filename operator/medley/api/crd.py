@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel
 
 from medley.api.acceleratorclass import AcceleratorClass
+from medley.api.budget import Budget
 from medley.api.llmservice import LLMService
 from medley.api.migration import Migration
 from medley.api.performanceprofile import PerformanceProfile
@@ -87,6 +88,14 @@ RESOURCES = (
             ("Measured", "date", ".spec.measuredAt"),
             _AGE,
         ),
+        has_status=False,
+    ),
+    Resource(
+        Budget,
+        "budgets",
+        "bud",
+        namespaced=False,
+        columns=(("$/h", "string", ".spec.maxUSDPerHour"), _AGE),
         has_status=False,
     ),
     Resource(

@@ -8,12 +8,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from medley.api.base import Duration, Metadata, Money, Part, Percent, Rule, Text, credible, exactly_one, unique
+from medley.api.base import Duration, Metadata, Part, Percent, Rule, Text, credible, exactly_one, unique
+from medley.api.bounds import LimitsSpec, SpreadSpec
 from medley.api.llmservice_status import LLMServiceStatus
 from medley.api.model import Model
 from medley.api.pods import Engine, Resources
 from medley.core import units
-from medley.core.accelerators import Market
 from medley.core.service import (
     AllocationMode,
     MigrationMode,
@@ -192,66 +192,6 @@ class Spot(Part):
     AcceleratorClass in one zone are lost: 90%. 0% if absent."""
 
 
-class GpuQuotaSpec(Part):
-    """At most so many GPUs of what is named; what is not named counts whatever it is."""
-
-    accelerator_class: Annotated[Text | None, Field(alias="class")] = None
-    """Name of an AcceleratorClass; every class if absent."""
-    market: Market | None = None
-    """spot, on-demand or reserved; every market if absent."""
-    zone: Text | None = None
-    """Zone; every zone if absent."""
-    gpus: Annotated[int, Field(ge=0, le=1_000_000)]
-    """Largest number of GPUs that replicas of this service hold there; 0: none."""
-
-
-class LimitsSpec(Part):
-    """Bounds that no plan crosses; a demand that needs more is reported, never silently cut."""
-
-    rules: ClassVar = (
-        Rule(
-            "self.minReplicas <= self.maxReplicas",
-            lambda part: part.min_replicas <= part.max_replicas,
-            "minReplicas {minReplicas} is above maxReplicas {maxReplicas}: lower minReplicas or raise maxReplicas",
-            ".minReplicas",
-        ),
-        Rule(
-            "!has(self.maxUSDPerHour) || double(self.maxUSDPerHour) > 0.0",
-            lambda part: part.max_usd_per_hour is None or float(part.max_usd_per_hour) > 0,
-            "maxUSDPerHour 0 buys nothing: raise it, or remove it for no bound",
-            ".maxUSDPerHour",
-        ),
-    )
-
-    max_usd_per_hour: Annotated[Money | None, Field(alias="maxUSDPerHour")] = None
-    """Most that the nodes of this service may cost, in USD per hour, as a string: "40". No bound if absent."""
-    max_replicas: Annotated[int, Field(ge=1, le=10_000)] = 20
-    """Largest number of replicas, on-demand and spot together."""
-    min_replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
-    """Smallest number of replicas, on-demand and spot together."""
-    gpu_quotas: Annotated[tuple[GpuQuotaSpec, ...], Field(max_length=16)] = ()
-    """Quotas of this service on GPUs per class, market and zone, all of which hold; those of the cloud account are in
-    AcceleratorClasses."""
-
-
-class SpreadSpec(Part):
-    """Anti-affinity over zones: how far apart replicas are kept."""
-
-    rules: ClassVar = (
-        Rule(
-            "self.maxZoneShare != '0%'",
-            lambda part: part.max_zone_share != "0%",
-            "maxZoneShare 0% leaves every zone empty: write at least 1%, or remove it",
-            ".maxZoneShare",
-        ),
-    )
-
-    min_zones: Annotated[int, Field(ge=1, le=32)] = 1
-    """Smallest number of zones that replicas are in."""
-    max_zone_share: Percent = "100%"
-    """Largest part of the replicas that may be in one zone, in whole percent: 60%."""
-
-
 class Migration(Part):
     """How running requests leave a node that goes away."""
 
@@ -335,8 +275,9 @@ class LLMServiceSpec(Part):
     migration: Migration = Migration()
     """How running requests leave a node that goes away."""
     priority: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Among services that want more of an AcceleratorClass than its zones have nodes, the higher is served first; of
-    equals the one that holds replicas already, then by name. It takes nothing from services that fit beside it."""
+    """Among services that want more of an AcceleratorClass than its zones have nodes, or more than their Budget pays,
+    the higher is served first; of equals the one that is served already, then by name. It takes nothing from services
+    that fit beside it."""
     mode: OperatingMode = OperatingMode.AUTO
     """Auto: carry plans out. Plan: compute and show them in status.plan, change nothing."""
     router: Router = Router()

@@ -96,7 +96,7 @@ def root(
 
 Files = Annotated[
     list[Path],
-    typer.Option("-f", "--file", help="Manifests: one LLMService, and AcceleratorClasses and PerformanceProfiles."),
+    typer.Option("-f", "--file", help="Manifests: LLMServices, AcceleratorClasses, PerformanceProfiles, Budgets."),
 ]
 Catalogue = Annotated[
     list[Path] | None,

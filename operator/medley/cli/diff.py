@@ -1,8 +1,9 @@
 """`medley plan --diff`: what a manifest would change in a cluster and what it would cost, replica by replica.
 
-Reads the service, its engine pods, and, where the files have none, the cluster's AcceleratorClasses and
-PerformanceProfiles; writes nothing. The plan is the one that the operator would make of this manifest over the replicas
-that are there. What only it sees (nodes that go away, engines that stall) is not looked at.
+Reads the service, its engine pods, the other services and theirs, and, where the files have none, the cluster's
+AcceleratorClasses, PerformanceProfiles and Budgets; writes nothing. The plan is the one that the operator would make of
+this manifest over the replicas that are there. What only it sees (nodes that go away, engines that stall) is not looked
+at.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from medley.cli.manifests import Manifests, read
 from medley.cli.planned import INVALID, MET, UNMET, money, printed, refuse, say
 from medley.core import names
 from medley.core.accelerators import OfferingKey
-from medley.core.errors import InvalidInputError, MedleyError
+from medley.core.errors import ClusterError, InvalidInputError, MedleyError, ObjectGoneError
 from medley.core.service import Service
 from medley.core.units import figure
-from medley.kube.api import ACCELERATOR_CLASS, LLM_SERVICE, PERFORMANCE_PROFILE, POD, Api, connected
+from medley.kube.api import ACCELERATOR_CLASS, LLM_SERVICE, MONEY_BUDGET, PERFORMANCE_PROFILE, POD, Api, Kind, connected
+from medley.kube.neighbours import neighbours
 from medley.kube.replicas import replica
 from medley.kube.status import shape_of, standing
-from medley.planning.fleet import Observed, Replica, Standing
+from medley.planning.fleet import Neighbour, Observed, Replica, Standing
 from medley.planning.problem import MICRODOLLARS
 from medley.planning.proposal import Proposal, propose
 from medley.planning.rollout import counted, pod_name
@@ -79,12 +81,17 @@ def run(paths: Sequence[Path], out: str, options: Options, kubeconfig: Path | No
             written.service,
             written.classes or seen.observed.classes,
             written.profiles or seen.observed.profiles,
+            written.budgets or seen.observed.budgets,
         )
         now = datetime.now(UTC)
         manifests, notes = overlaid(manifests, options, now)
         say((*seen.notes, *notes), aside)
         observed = replace(
-            seen.observed, service=manifests.service, classes=manifests.classes, profiles=manifests.profiles
+            seen.observed,
+            service=manifests.service,
+            classes=manifests.classes,
+            profiles=manifests.profiles,
+            budgets=manifests.budgets,
         )
         proposal = propose(observed, now)
         say(_measured(proposal), aside)
@@ -117,6 +124,7 @@ async def look(api: Api, service: Service) -> Seen:
     labels = f"{names.LABEL_SERVICE}={service.name},{names.LABEL_COMPONENT}={names.Component.ENGINE}"
     pods, _ = await api.list(POD, service.namespace, labels=labels)
     notes: list[Note] = []
+    budgets = await _listed(api, MONEY_BUDGET)
     item = None if live is None else convert.read_llm_service(live)
     return Seen(
         there=item is not None,
@@ -129,11 +137,41 @@ async def look(api: Api, service: Service) -> Seen:
             replicas=tuple(
                 sorted((replica(pod, None, template=None, node_is_coming=False) for pod in pods), key=lambda r: r.name)
             ),
+            budgets=_understood(budgets, lambda each: convert.budget(convert.read_budget(each)), notes),
+            neighbours=await _neighbours(api, service, notes),
             standing=Standing() if item is None else standing(item),
         ),
         plan=None if item is None else item.status.plan,
         notes=tuple(notes),
     )
+
+
+async def _neighbours(api: Api, service: Service, notes: list[Note]) -> tuple[Neighbour, ...]:
+    """Return the other services of the cluster; where they may not be read, say so, and take them for none."""
+    own = (service.namespace, service.name)
+    try:
+        others = await _listed(api, LLM_SERVICE)
+        pods = await _listed(api, POD, labels=f"{names.LABEL_COMPONENT}={names.Component.ENGINE}")
+    except ClusterError as error:
+        said = f"what other services take of nodes and Budgets is not known, so this is planned as if alone: {error}"
+        notes.append(Note(said, warning=True))
+        return ()
+    return neighbours(
+        [each for each in others if (each["metadata"].get("namespace"), each["metadata"]["name"]) != own],
+        [
+            pod
+            for pod in pods
+            if (pod["metadata"].get("namespace"), pod["metadata"]["labels"].get(names.LABEL_SERVICE)) != own
+        ],
+    )
+
+
+async def _listed(api: Api, kind: Kind, labels: str = "") -> list[Json]:
+    try:
+        objects, _ = await api.list(kind, labels=labels)
+    except ObjectGoneError:
+        return []  # an older medley's cluster has no such kind
+    return list(objects)
 
 
 def _understood(objects: Iterable[Json], parse: Callable[[Json], Parsed], notes: list[Note]) -> tuple[Parsed, ...]:

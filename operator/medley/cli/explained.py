@@ -22,7 +22,6 @@ from medley.cli.planned import ANY_TIME, INVALID, as_status, doubts, money, prin
 from medley.core.errors import MedleyError
 from medley.core.units import figure
 from medley.planning.binding import BoundState, bounds
-from medley.planning.fleet import Observed
 from medley.planning.problem import LossScenario
 from medley.planning.proposal import Proposal, propose
 from medley.planning.relaxation import Relaxation, relaxations
@@ -52,9 +51,9 @@ def run(paths: Sequence[Path], out: str, options: Options) -> int:
     try:
         manifests, notes = overlaid(read(paths), options, datetime.now(UTC))
         say(notes, aside)
-        case = Case(manifests.service, manifests.classes, manifests.profiles)
+        case = Case(manifests.service, manifests.classes, manifests.profiles, manifests.budgets)
         with aside.status("solving") as progress:
-            proposal = propose(Observed(service=case.service, classes=case.classes, profiles=case.profiles), ANY_TIME)
+            proposal = propose(manifests.observed, ANY_TIME)
             say(doubts(proposal), aside)
             margins = None if proposal.infeasible else shadow_prices(proposal.question.problem)
             others: list[WhatIf] = []

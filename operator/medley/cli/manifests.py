@@ -1,9 +1,9 @@
-"""Read manifests from files, for `medley plan`: one service, its catalogue and its profiles."""
+"""Read manifests from files, for `medley plan`: services, the catalogue, profiles and Budgets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -14,7 +14,8 @@ from medley.core.errors import InvalidInputError
 from medley.core.faults import one_line
 from medley.core.names import API_VERSION
 from medley.core.profiles import Profile
-from medley.core.service import Service
+from medley.core.service import AllocationMode, Budget, OperatingMode, Service
+from medley.planning.fleet import Neighbour, Observed
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +25,51 @@ class Manifests:
     service: Service
     classes: tuple[AcceleratorClass, ...]
     profiles: tuple[Profile, ...]
+    budgets: tuple[Budget, ...] = ()
+    others: tuple[Service, ...] = ()  # that nodes and Budgets are shared with
+
+    @property
+    def observed(self) -> Observed:
+        """What a pass of the operator would see, if nothing existed yet and every plan were carried out."""
+        return Observed(
+            service=self.service,
+            classes=self.classes,
+            profiles=self.profiles,
+            budgets=self.budgets,
+            neighbours=tuple(
+                Neighbour(f"{each.namespace}/{each.name}", _carried_out(each), budget=each.limits.budget)
+                for each in self.others
+            ),
+        )
+
+
+def _carried_out(service: Service) -> Service:
+    """Return a service whose plan takes its share, unless it is for comparison only."""
+    if service.allocation is AllocationMode.MELANGE:
+        return service
+    return replace(service, mode=OperatingMode.AUTO)
 
 
 def read(paths: Iterable[Path]) -> Manifests:
-    """Return what the files say; other kinds of objects are passed over.
+    """Return what the files say of one service; other kinds of objects are passed over.
 
     Raises InvalidInputError with file and field.
     """
+    found = read_all(paths)
+    if len(found) > 1:
+        names = ", ".join(each.service.name for each in found)
+        raise InvalidInputError(
+            "-f", f"expected one LLMService of {API_VERSION}, found {names}; `medley plan` alone takes several"
+        )
+    return found[0]
+
+
+def read_all(paths: Iterable[Path]) -> tuple[Manifests, ...]:
+    """Return what the files say of each service, in their order; raises InvalidInputError with file and field."""
     services: list[Service] = []
     classes: list[AcceleratorClass] = []
     profiles: list[Profile] = []
+    budgets: list[Budget] = []
     for path in paths:
         for number, manifest in enumerate(_documents(path), start=1):
             try:
@@ -44,16 +80,32 @@ def read(paths: Iterable[Path]) -> Manifests:
                         classes.append(each)
                     case Profile() as profile:
                         profiles.append(profile)
+                    case Budget() as budget:
+                        budgets.append(budget)
             except InvalidInputError as error:
                 raise InvalidInputError(f"{path}, document {number}", str(error)) from error
-    if len(services) != 1:
-        raise InvalidInputError("-f", f"expected one LLMService of {API_VERSION}, found {len(services)}")
+    if not services:
+        raise InvalidInputError("-f", f"expected an LLMService of {API_VERSION}, found none")
+    if len(services) > 1:
+        # As kubectl has it; services are told apart by it.
+        services = [replace(each, namespace=each.namespace or "default") for each in services]
+    _refuse_twice("LLMService", [f"{each.namespace}/{each.name}" for each in services])
     _refuse_twice("AcceleratorClass", [each.name for each in classes])
     _refuse_twice("PerformanceProfile", [profile.name for profile in profiles])
-    return Manifests(services[0], tuple(classes), tuple(profiles))
+    _refuse_twice("Budget", [each.name for each in budgets])
+    return tuple(
+        Manifests(
+            service,
+            tuple(classes),
+            tuple(profiles),
+            tuple(budgets),
+            tuple(other for other in services if other is not service),
+        )
+        for service in services
+    )
 
 
-def _value(manifest: object) -> Service | AcceleratorClass | Profile | None:
+def _value(manifest: object) -> Service | AcceleratorClass | Profile | Budget | None:
     match manifest:
         case {"apiVersion": str(version), "kind": "LLMService"} if version == API_VERSION:
             return convert.service(convert.read_llm_service(manifest))
@@ -61,6 +113,8 @@ def _value(manifest: object) -> Service | AcceleratorClass | Profile | None:
             return convert.accelerator_class(convert.read_accelerator_class(manifest))
         case {"apiVersion": str(version), "kind": "PerformanceProfile"} if version == API_VERSION:
             return convert.profile(convert.read_performance_profile(manifest))
+        case {"apiVersion": str(version), "kind": "Budget"} if version == API_VERSION:
+            return convert.budget(convert.read_budget(manifest))
         case {"apiVersion": str(), "kind": str()}:
             return None
     raise InvalidInputError("apiVersion", "expected a Kubernetes object with apiVersion and kind")

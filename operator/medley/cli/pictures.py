@@ -54,7 +54,7 @@ def draw(manifests: Manifests, proposal: Proposal, path: Path) -> None:
         from matplotlib.figure import Figure  # noqa: PLC0415  # an extra that only pictures need
     except ImportError as error:
         raise InvalidInputError("--picture", "needs matplotlib: pip install '.[tool]'") from error
-    case = Case(manifests.service, manifests.classes, manifests.profiles)
+    case = Case(manifests.service, manifests.classes, manifests.profiles, manifests.budgets)
     style = _Style(
         {each.name: _COLOURS[number % len(_COLOURS)] for number, each in enumerate(proposal.question.classes)}
     )
@@ -212,8 +212,8 @@ def _cost_over_promise(axes: Axes, case: Case, proposal: Proposal) -> None:
 
 
 def _unbounded(case: Case, rate: float | None = None) -> Case:
-    """Return the case without budget and with enough replicas, so that a curve goes on beyond them; caps stay."""
-    limits = replace(case.service.limits, max_usd_per_hour=None, max_replicas=100_000)
+    """Return the case without budgets and with enough replicas, so that a curve goes on beyond them; caps stay."""
+    limits = replace(case.service.limits, max_usd_per_hour=None, budget=None, max_replicas=100_000)
     service = replace(case.service, limits=limits)
     return case._replace(service=service if rate is None else with_rate(service, rate))
 

@@ -1,12 +1,14 @@
-"""`medley plan`: what a service would run on, what it costs and why, by the code that the operator runs.
+"""`medley plan`: what services would run on, what it costs and why, by the code that the operator runs.
 
 Reads manifests, asks `planning.proposal` as a pass over a service without any replicas would, and prints the answer as
-a table for people or as the `status.plan` that the operator would write.
+a table for people or as the `status.plan` that the operator would write. Several services share nodes and Budgets as
+they would in a cluster.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -21,13 +23,12 @@ from rich.table import Table
 
 from medley.cli import terminal
 from medley.cli.inputs import Note, Options, overlaid
-from medley.cli.manifests import Manifests, read
+from medley.cli.manifests import Manifests, read_all
 from medley.core.accelerators import Shape
-from medley.core.errors import MedleyError
+from medley.core.errors import InvalidInputError, MedleyError
 from medley.core.units import figure
 from medley.kube.plan_status import money, plan_status, saved_percent
 from medley.planning.capacity import utilisation
-from medley.planning.fleet import Observed
 from medley.planning.problem import Bound
 from medley.planning.proposal import Proposal, propose
 
@@ -41,22 +42,62 @@ def run(paths: Sequence[Path], out: str, options: Options, picture: Path | None 
     """Print the plan and return the exit status; `picture`: where to draw it."""
     aside = terminal.aside()
     try:
-        manifests, notes = overlaid(read(paths), options, datetime.now(UTC))
-        say(notes, aside)
-        proposal = propose(
-            Observed(service=manifests.service, classes=manifests.classes, profiles=manifests.profiles), ANY_TIME
-        )
-        say(doubts(proposal), aside)
+        written = read_all(paths)
+        _refuse_for_several(written, options, picture)
+        now = datetime.now(UTC)
+        overlays = [overlaid(each, options, now) for each in written]
+        # What is said of the catalogue is said of it for each service.
+        say(dict.fromkeys(note for _, notes in overlays for note in notes), aside)
+        plans = [(each, propose(each.observed, ANY_TIME)) for each, _ in overlays]
+        say(dict.fromkeys(doubt for _, proposal in plans for doubt in doubts(proposal)), aside)
         if picture is not None:
             from medley.cli import pictures  # noqa: PLC0415  # matplotlib, which only a picture needs
 
             with aside.status("drawing"):
-                pictures.draw(manifests, proposal, picture)
+                pictures.draw(*plans[0], picture)
     except MedleyError as error:
         refuse(error, aside)
         return INVALID
-    printed(out, lambda: as_status(proposal), lambda console: show(manifests, proposal, console))
-    return status(proposal)
+    printed(out, lambda: _value(plans), lambda console: _show_all(plans, console))
+    return max(status(proposal) for _, proposal in plans)
+
+
+Plans = Sequence[tuple[Manifests, Proposal]]
+
+
+def _refuse_for_several(written: Sequence[Manifests], options: Options, picture: Path | None) -> None:
+    for given, field in ((options.trace, "--trace"), (picture, "--picture")):
+        if given is not None and len(written) > 1:
+            names = ", ".join(each.service.name for each in written)
+            raise InvalidInputError(field, f"is of one service, and the files have {names}; give one of them")
+
+
+def _value(plans: Plans) -> Any:
+    """Return the plan of one service as its `status.plan`; of several a list, each with its service's name."""
+    if len(plans) == 1:
+        return as_status(plans[0][1])
+    return [{"service": _name(manifests), "plan": as_status(proposal)} for manifests, proposal in plans]
+
+
+def _show_all(plans: Plans, console: Console) -> None:
+    for number, (manifests, proposal) in enumerate(plans):
+        if number:
+            console.print()
+        show(manifests, proposal, console)
+    for budget in plans[0][0].budgets:
+        paid = {
+            _name(manifests): proposal.allocation.usd_per_hour
+            for manifests, proposal in plans
+            if manifests.service.limits.budget == budget.name
+        }
+        if len(plans) > 1 and paid:
+            parts = ", ".join(f"{name} {money(usd)}" for name, usd in paid.items())
+            total = f"{money(math.fsum(paid.values()))} of {budget.usd_per_hour} USD/h"
+            console.print(f"\n[bold]Budget {escape(budget.name)}[/]: {total}: {escape(parts)}")
+
+
+def _name(manifests: Manifests) -> str:
+    return f"{manifests.service.namespace}/{manifests.service.name}"
 
 
 def status(proposal: Proposal) -> int:

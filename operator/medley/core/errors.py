@@ -3,6 +3,7 @@
 MedleyError
 +-- InvalidInputError        a person must change something: message names the field and the remedy
 |   +-- UnknownClassError    an accelerator class that does not exist
+|   +-- UnknownBudgetError   a Budget that does not exist
 |   +-- UnknownPriceError    an offering without a price
 +-- ClusterError             the API server or a cloud said no: try later
 |   +-- ObjectGoneError      what we read about is no longer there
@@ -27,6 +28,10 @@ class InvalidInputError(MedleyError):
 
 class UnknownClassError(InvalidInputError):
     """An accelerator class that is not in the catalogue."""
+
+
+class UnknownBudgetError(InvalidInputError):
+    """A Budget that is not there."""
 
 
 class UnknownPriceError(InvalidInputError):

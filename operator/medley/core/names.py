@@ -85,10 +85,12 @@ class Reason(StrEnum):
     # What a person must change.
     INVALID_SPEC = "InvalidSpec"
     UNKNOWN_CLASS = "UnknownClass"
+    UNKNOWN_BUDGET = "UnknownBudget"
     PROFILE_MISSING = "ProfileMissing"
     SLO_UNREACHABLE = "SLOUnreachable"
     MODEL_TOO_LONG = "ModelTooLong"
     LIMITS_TOO_TIGHT = "LimitsTooTight"
+    BUDGET_EXHAUSTED = "BudgetExhausted"
     CAPACITY_CAPPED = "CapacityCapped"
     QUOTA_EXCEEDED = "QuotaExceeded"
     REFUSED_BY_CLUSTER = "RefusedByCluster"

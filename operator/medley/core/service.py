@@ -116,6 +116,14 @@ class GpuQuota:
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """What the services that name it may spend together (Budget object)."""
+
+    name: str
+    usd_per_hour: Decimal
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds that no plan crosses."""
 
@@ -123,6 +131,7 @@ class Limits:
     max_replicas: int = 20
     min_replicas: int = 1
     gpu_quotas: tuple[GpuQuota, ...] = ()
+    budget: str | None = None  # name of the Budget that it draws on, with others; None: none
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import base64
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -32,11 +31,12 @@ from medley.kube import observe
 from medley.kube.api import Api
 from medley.kube.engine_pod import ANNOTATION_ASSIGNMENT, PodRequest, template_hash
 from medley.kube.manifests import KEY_FIELD, Images
+from medley.kube.neighbours import neighbours
 from medley.kube.observe import Sight
 from medley.kube.replicas import address, offering_of, replica
 from medley.kube.status import read_market, shape_of, standing
 from medley.kube.trust_secrets import TrustSecrets, files_of
-from medley.planning.fleet import Neighbour, Observed, PoolKey, Replica, RouterState
+from medley.planning.fleet import Observed, PoolKey, Replica, RouterState
 from medley.planning.throughput import most_trusted
 from medley.tls.keyring import client_context
 from medley.wire.assignment import EngineReport
@@ -77,6 +77,7 @@ async def view(
     item = convert.read_llm_service(_legible(sight.service))
     classes, bad_classes = _read(sight.classes, convert.read_accelerator_class)
     models, bad_profiles = _read(sight.profiles, convert.read_performance_profile)
+    budgets, bad_budgets = _read(sight.budgets, convert.read_budget)
     profiles = tuple(convert.profile(each) for each in models)
     by_name = {each.metadata.name: each for each in classes}
     engine_key = _engine_key(sight.key)
@@ -105,8 +106,9 @@ async def view(
         finalizer=names.FINALIZER in item.metadata.finalizers,
         pools=frozenset(_pool_keys(sight.node_pools)),
         pools_of_others=_used_by_others(sight),
-        neighbours=_neighbours(sight),
-        unreadable=(*bad_classes, *bad_profiles),
+        neighbours=neighbours(sight.others, sight.pods_of_others),
+        unreadable=(*bad_classes, *bad_profiles, *bad_budgets),
+        budgets=tuple(convert.budget(each) for each in budgets),
         ledger=ledger,
     )
     return View(
@@ -256,30 +258,6 @@ def _used_by_others(sight: Sight) -> frozenset[PoolKey]:
         for offering in map(offering_of, sight.pods_of_others)
     )
     return frozenset((*planned, *held))
-
-
-def _neighbours(sight: Sight) -> tuple[Neighbour, ...]:
-    """Return the other services, and what they hold; one that is not understood asks for nothing, yet holds."""
-    held: dict[tuple[str, str], Counter[OfferingKey]] = {}
-    for pod in sight.pods_of_others:
-        if pod.get("spec", {}).get("nodeName"):
-            key = (pod["metadata"]["namespace"], pod["metadata"]["labels"].get(names.LABEL_SERVICE, ""))
-            held.setdefault(key, Counter())[offering_of(pod)] += 1
-    wanting: dict[tuple[str, str], LLMService] = {}
-    for other in sight.others:
-        if "deletionTimestamp" not in other["metadata"]:
-            with suppress(InvalidInputError):  # its own pass says so
-                wanting[other["metadata"]["namespace"], other["metadata"]["name"]] = convert.read_llm_service(other)
-    return tuple(
-        Neighbour(
-            "/".join(key),
-            convert.service(wanting[key]) if key in wanting else None,
-            tuple(sorted(held.get(key, Counter()).items())),
-            standing(wanting[key]).unavailable if key in wanting else (),
-            standing(wanting[key]).traffic if key in wanting else None,
-        )
-        for key in sorted(held.keys() | wanting.keys())
-    )
 
 
 def _pool_keys(pools: Iterable[Json]) -> Iterable[PoolKey]:

@@ -99,6 +99,7 @@ def _services(wakes: Wakes, registry: kopf.OperatorRegistry) -> None:
 
     @kopf.on.event(names.GROUP, names.VERSION, "acceleratorclasses", registry=registry)
     @kopf.on.event(names.GROUP, names.VERSION, "performanceprofiles", registry=registry)
+    @kopf.on.event(names.GROUP, names.VERSION, "budgets", registry=registry)
     async def catalogue_changed(body: Mapping[str, Any], name: str, type: str | None, **_: Any) -> None:  # noqa: A002
         if wakes.changed(body["kind"], name, body.get("spec"), gone=type == "DELETED"):
             wakes.wake_all()

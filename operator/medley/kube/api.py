@@ -55,6 +55,7 @@ class Kind:
 LLM_SERVICE = Kind(names.GROUP, names.VERSION, "LLMService", "llmservices")
 ACCELERATOR_CLASS = Kind(names.GROUP, names.VERSION, "AcceleratorClass", "acceleratorclasses", namespaced=False)
 PERFORMANCE_PROFILE = Kind(names.GROUP, names.VERSION, "PerformanceProfile", "performanceprofiles", namespaced=False)
+MONEY_BUDGET = Kind(names.GROUP, names.VERSION, "Budget", "budgets", namespaced=False)
 POD = Kind("", "v1", "Pod", "pods")
 NODE = Kind("", "v1", "Node", "nodes", namespaced=False)
 SECRET = Kind("", "v1", "Secret", "secrets")

@@ -18,6 +18,7 @@ from medley.kube.api import (
     DEPLOYMENT,
     EVENT,
     LLM_SERVICE,
+    MONEY_BUDGET,
     NODE,
     NODE_CLAIM,
     NODE_POOL,
@@ -41,6 +42,7 @@ class Sight:
     service: Json
     classes: Sequence[Json]
     profiles: Sequence[Json]
+    budgets: Sequence[Json]
     engine_pods: Sequence[Json]
     router_pods: Sequence[Json]
     router: Json | None  # the Deployment
@@ -60,10 +62,11 @@ async def look(api: Api, namespace: str, name: str) -> Sight | None:
     if service is None:
         return None
     engine = f"{names.LABEL_COMPONENT}={names.Component.ENGINE}"
-    pods, classes, profiles, claims, pools, interruptions, others, strangers = await asyncio.gather(
+    pods, classes, profiles, budgets, claims, pools, interruptions, others, strangers = await asyncio.gather(
         _listed(api, POD, namespace, labels=f"{names.LABEL_SERVICE}={name}"),
         _listed(api, ACCELERATOR_CLASS),
         _listed(api, PERFORMANCE_PROFILE),
+        _listed(api, MONEY_BUDGET),
         _listed(api, NODE_CLAIM, labels=names.LABEL_CLASS),
         _listed(api, NODE_POOL, labels=f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"),
         _listed(api, EVENT, fields=f"reason={REASON_SPOT_INTERRUPTED}"),
@@ -83,6 +86,7 @@ async def look(api: Api, namespace: str, name: str) -> Sight | None:
         service=service,
         classes=classes,
         profiles=profiles,
+        budgets=budgets,
         engine_pods=engines,
         router_pods=[pod for pod in pods if _label(pod, names.LABEL_COMPONENT) == names.Component.ROUTER],
         router=router,

@@ -29,7 +29,7 @@ OPERATOR_CLUSTER_RULES: tuple[Rule, ...] = (
     # The finalizer goes on and off by `patch`.
     Rule(names.GROUP, ("llmservices",), ("get", "list", "watch", "patch")),
     Rule(names.GROUP, ("llmservices/status",), ("patch",)),
-    Rule(names.GROUP, ("acceleratorclasses", "performanceprofiles"), ("get", "list", "watch")),
+    Rule(names.GROUP, ("acceleratorclasses", "performanceprofiles", "budgets"), ("get", "list", "watch")),
     # Engine pods are bare: made and deleted one by one, never changed.
     Rule("", ("pods",), ("get", "list", "watch", "create", "delete")),
     Rule("", ("nodes",), ("get", "list", "watch")),

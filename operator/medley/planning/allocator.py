@@ -99,7 +99,7 @@ def _found(problem: AllocationProblem, answer: Answer) -> Allocation | None:
 def on_demand_only(problem: AllocationProblem) -> AllocationProblem:
     """Return the counterfactual that savings are shown against: this programme without the spot market.
 
-    Same demand, SLO, utilisation, caps and maxReplicas. The budget is left out, since it bounds what is bought and
+    Same demand, SLO, utilisation, caps and maxReplicas. Budgets are left out, since they bound what is bought and
     this is not bought; the fleet too, since ties do not change a price.
     """
     kept = tuple(offering for offering in problem.offerings if offering.key.market is not Market.SPOT)
@@ -108,7 +108,9 @@ def on_demand_only(problem: AllocationProblem) -> AllocationProblem:
         problem,
         offerings=kept,
         caps=tuple(
-            replace(cap, uses=tuple((key, use) for key, use in cap.uses if key in keys)) for cap in problem.caps
+            replace(cap, uses=tuple((key, use) for key, use in cap.uses if key in keys))
+            for cap in problem.caps
+            if not cap.drawn
         ),
         limits=replace(problem.limits, max_usd_per_hour=None),
         fleet=(),

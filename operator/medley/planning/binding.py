@@ -64,7 +64,8 @@ def _caps(problem: AllocationProblem, plan: Allocation) -> Iterator[BoundState]:
     for cap in problem.all_caps:
         used = math.fsum(use * counts.get(key, 0) for key, use in cap.uses)
         smallest = min((use for _, use in cap.uses), default=0.0)
-        yield BoundState(cap.name, f"{cap.at_most:g}", f"{used:g}", used + smallest > cap.at_most + _NOISE)
+        form = ".2f" if cap.drawn else "g"
+        yield BoundState(cap.name, f"{cap.at_most:{form}}", f"{used:{form}}", used + smallest > cap.at_most + _NOISE)
     for each in problem.offerings:
         if each.max_replicas is not None:
             count = counts.get(each.key, 0)

@@ -59,7 +59,7 @@ def breakeven(problem: AllocationProblem, usd_per_hour: float, offerings: frozen
 @lru_cache(maxsize=512)  # a pure function; passes over an unchanged world ask the same again
 def _breakeven(problem: AllocationProblem, usd_per_hour: float, offerings: frozenset[OfferingKey]) -> Breakeven:
     one = Row({Replicas(key): 1.0 for key in offerings}, at_least=1.0)
-    without = frozenset({Bound.BUDGET})
+    without = frozenset({Bound.BUDGET, Bound.SHARED_BUDGET})
     prices: dict[Any, float] = programme.objective(problem)
     own = {key: prices[key] for key in map(Replicas, offerings)}
     rest = {key: price for key, price in prices.items() if key not in own}

@@ -29,6 +29,7 @@ _BOUND_REASONS: Mapping[Bound, Reason] = {
     Bound.SIZES: Reason.SLO_UNREACHABLE,
     Bound.CAPS: Reason.CAPACITY_CAPPED,
     Bound.BUDGET: Reason.LIMITS_TOO_TIGHT,
+    Bound.SHARED_BUDGET: Reason.BUDGET_EXHAUSTED,
     Bound.REPLICAS: Reason.LIMITS_TOO_TIGHT,
     Bound.ON_DEMAND_FLOOR: Reason.SPOT_NOT_HEDGED,
     Bound.ZONE_LOSS: Reason.SPOT_NOT_HEDGED,

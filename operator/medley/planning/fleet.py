@@ -15,7 +15,7 @@ from medley.core.accelerators import AcceleratorClass, Market, OfferingKey
 from medley.core.names import Condition, Reason
 from medley.core.notices import Notice, NoticeSource
 from medley.core.profiles import Profile
-from medley.core.service import Service
+from medley.core.service import Budget, Service
 from medley.planning.ledger import Ledger
 from medley.planning.traffic import Traffic
 
@@ -101,13 +101,14 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """Another service of the cluster, as far as it matters here: what it asks for and the nodes that it holds."""
+    """Another service of the cluster, as far as it matters here: what it asks for, holds and pays from."""
 
     name: str  # namespace/name
     service: Service | None  # None: it is being deleted, or is not understood, so it asks for nothing
     held: tuple[tuple[OfferingKey, int], ...] = ()  # replicas on nodes, sorted
     unavailable: tuple[Unavailable, ...] = ()
     traffic: Traffic | None = None  # as of its own status
+    budget: str | None = None  # that its manifest names, whether it asks for anything or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,8 @@ class Observed:
     pools: frozenset[PoolKey] = frozenset()  # node pools of medley that exist
     pools_of_others: frozenset[PoolKey] = frozenset()  # those that other services' plans or pods use
     neighbours: tuple[Neighbour, ...] = ()  # all other services, by name
-    unreadable: tuple[str, ...] = ()  # classes and profiles that are not understood, each with its remedy
+    unreadable: tuple[str, ...] = ()  # classes, profiles and Budgets that are not understood, each with its remedy
+    budgets: tuple[Budget, ...] = ()
     ledger: Ledger = field(default_factory=Ledger)  # what routers counted, as far as this operator listened
 
     @property

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from medley.core.accelerators import OfferingKey
 from medley.core.errors import InvalidInputError
 from medley.planning.allocator import attempted, reallocate
+from medley.planning.commons import binds, within
 from medley.planning.cover import Learnt
 from medley.planning.ilp import Effort, Model, Point, Programme, Row, Variable
 from medley.planning.opening import opening_prices
@@ -96,24 +97,13 @@ class Joint:
         )
 
 
-def shared_caps(problems: Iterable[AllocationProblem]) -> tuple[Cap, ...]:
-    """Return the caps of several problems, those of one name as one; the tightest of their bounds counts."""
-    found: dict[str, Cap] = {}
-    for problem in problems:
-        for cap in (each for each in problem.all_caps if each.shared):
-            known = found.get(cap.name, cap)
-            uses = tuple(sorted({**dict(known.uses), **dict(cap.uses)}.items()))
-            found[cap.name] = Cap(cap.name, min(known.at_most, cap.at_most), uses)
-    return tuple(found[name] for name in sorted(found))
-
-
 def together(
     sharers: Iterable[Sharer], shared: Iterable[Cap], *, wanted_gap: float = WANTED_GAP, rounds: int = ROUNDS
 ) -> Joint:
     """Return plans for all services within what they share; raises SolverError.
 
-    `sharers`: in the order in which equal priorities are served where not all can be. `shared`: a budget is a cap whose
-    uses are prices. What is returned depends on nothing but the arguments.
+    `sharers`: in the order in which equal priorities are served where not all can be. `shared`: a Budget is a cap whose
+    uses are prices, taken by those alone who draw on it. What is returned depends on nothing but the arguments.
     """
     search = _Search(tuple(sharers), tuple(shared), wanted_gap)
     opening = opening_prices([each.problem for each in search.sharers], search.shared)
@@ -140,11 +130,11 @@ def together(
         if not search.near:
             search.polish()
         idle = idle + 1 if search.known == known else 0
-    if search.best is None:
+    found = [] if search.best is None else [search.best]
+    if not found or search.some_never_met:
         # Not all can be met: the prices keep those that come first from what those that follow need more.
-        in_turn = [search.short(each) for each in (best_prices, np.zeros_like(prices))]
-        return search.joint(min(in_turn, key=search.shortfall), best_prices)
-    return search.joint(search.best, best_prices)
+        found += [search.short(each) for each in (best_prices, np.zeros_like(best_prices))]
+    return search.joint(min(found, key=search.shortfall), best_prices)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -174,7 +164,8 @@ class _Search:
         self._wanted_gap = wanted_gap
         self.shared = shared
         self.limits = np.array([cap.at_most for cap in shared], dtype=float)
-        self.uses = [dict(cap.uses) for cap in shared]
+        # What one replica of an offering takes of each quota: nothing of a Budget that its service does not draw on.
+        self.uses = [[dict(cap.uses) if binds(cap, each.problem) else {} for cap in shared] for each in sharers]
         self.best: list[_Plan] | None = None
         self.bound = -math.inf
         self._columns: list[list[_Plan]] = [[] for _ in sharers]
@@ -183,8 +174,8 @@ class _Search:
         # By priority, then as given.
         self._order = sorted(range(len(sharers)), key=lambda place: -sharers[place].priority)
         dearest = max((o.usd_per_hour for each in sharers for o in each.problem.offerings), default=0.0)
-        least = [min(uses.values(), default=1.0) for uses in self.uses]
-        self._over = np.array([_OVER * dearest / use for use in least])
+        self._least = [min((use for _, use in cap.uses), default=math.inf) for cap in shared]
+        self._over = np.array([_OVER * dearest / use for use in self._least])
 
     @property
     def near(self) -> bool:
@@ -193,6 +184,11 @@ class _Search:
             return False
         cost = _cost(self.best)
         return cost - self.bound <= self._wanted_gap * cost
+
+    @property
+    def some_never_met(self) -> bool:
+        """Whether a service that could not be met if it were alone would take some of what is shared all the same."""
+        return any(plan.takes.any() for plan in self._never.values())
 
     @property
     def known(self) -> int:
@@ -219,8 +215,12 @@ class _Search:
         return bool((_taken(plans, len(self.limits)) <= self.limits + _FITS).all())
 
     def offer(self, plans: list[_Plan] | None) -> None:
-        """Take plans for the best if they fit together and cost less."""
-        if plans is not None and self.fit(plans) and (self.best is None or _cost(plans) < _cost(self.best)):
+        """Take plans for the best if they fit together and leave less unserved, or as little and cost less."""
+        if (
+            plans is not None
+            and self.fit(plans)
+            and (self.best is None or self.shortfall(plans) < self.shortfall(self.best))
+        ):
             self.best = plans
 
     def in_turn(self, prices: Numbers, first: int = 0) -> list[_Plan] | None:
@@ -310,13 +310,13 @@ class _Search:
                     tuple((n, float(p.takes[q])) for n, p in zip(names, plans, strict=True) if p.takes[q] > _FITS),
                 )
                 for q, cap in enumerate(self.shared)
-                if taken[q] + min(self.uses[q].values(), default=math.inf) > self.limits[q] + _FITS
+                if taken[q] + self._least[q] > self.limits[q] + _FITS
             ),
         )
 
     def _solved(self, place: int, prices: Numbers, left: Numbers) -> _Plan:
         answer, self._learnt[place] = reallocate(self._asked(place, prices, left), self._learnt[place])
-        plan = self._plan(answer, prices)
+        plan = self._plan(place, answer, prices)
         if not plan.met and (left == self.limits).all():
             self._never[place] = plan
         return plan
@@ -325,20 +325,21 @@ class _Search:
         if place in self._never:
             return self._solved(place, prices, left)
         answer, self._learnt[place] = attempted(self._asked(place, prices, left), self._learnt[place])
-        return None if answer is None else self._plan(answer, prices)
+        return None if answer is None else self._plan(place, answer, prices)
 
     def _asked(self, place: int, prices: Numbers, left: Numbers) -> AllocationProblem:
         problem = within(self.sharers[place].problem, self.shared, left)
-        surcharge = ((offering.key, self._surcharge(offering.key, prices)) for offering in problem.offerings)
+        surcharge = ((each.key, self._surcharge(place, each.key, prices)) for each in problem.offerings)
         return replace(problem, surcharge_usd=tuple((key, usd) for key, usd in surcharge if usd > 0))
 
-    def _surcharge(self, key: OfferingKey, prices: Numbers) -> float:
-        return math.fsum(price * uses.get(key, 0.0) for price, uses in zip(prices, self.uses, strict=True))
+    def _surcharge(self, place: int, key: OfferingKey, prices: Numbers) -> float:
+        return math.fsum(price * uses.get(key, 0.0) for price, uses in zip(prices, self.uses[place], strict=True))
 
-    def _plan(self, answer: Answer, prices: Numbers) -> _Plan:
+    def _plan(self, place: int, answer: Answer, prices: Numbers) -> _Plan:
         allocation = answer if isinstance(answer, Allocation) else answer.best
-        takes = [math.fsum(uses.get(key, 0.0) * count for key, count in allocation.replicas) for uses in self.uses]
-        more = math.fsum(self._surcharge(key, prices) * count for key, count in allocation.replicas)
+        replicas = allocation.replicas
+        takes = [math.fsum(uses.get(key, 0.0) * count for key, count in replicas) for uses in self.uses[place]]
+        more = math.fsum(self._surcharge(place, key, prices) * count for key, count in replicas)
         return _Plan(answer, allocation.objective - more, np.array(takes))
 
     def _keep(self, place: int, plan: _Plan) -> None:
@@ -370,20 +371,6 @@ class _Search:
         ]
         model = Model(Programme(tuple(variables), tuple(rows)))
         return model, model.costs(terms)
-
-
-def within(problem: AllocationProblem, shared: Sequence[Cap], limits: Iterable[float]) -> AllocationProblem:
-    """Return a problem with what is shared at these limits in place of its own caps and quotas of the same names."""
-    offered = {offering.key for offering in problem.offerings}
-    names = {cap.name for cap in shared}
-    caps = [cap for cap in problem.caps if cap.name not in names]
-    for cap, limit in zip(shared, limits, strict=True):
-        uses = tuple((key, use) for key, use in cap.uses if key in offered)
-        if uses:
-            caps.append(Cap(cap.name, float(limit), uses))
-    return replace(
-        problem, caps=tuple(caps), quotas=tuple(quota for quota in problem.quotas if quota.name not in names)
-    )
 
 
 def _taken(plans: Sequence[_Plan], quotas: int) -> Numbers:

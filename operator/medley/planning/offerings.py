@@ -66,6 +66,19 @@ def chosen_classes(classes: Iterable[AcceleratorClass], names: Collection[str]) 
     return tuple(catalogue[name] for name in sorted(names or catalogue))
 
 
+def usd_per_replica_hour(classes: Iterable[AcceleratorClass], key: OfferingKey) -> float | None:
+    """Return the price of one replica of an offering, or None where no class names one."""
+    for each in classes:
+        for offer in each.offers if each.name == key.shape.accelerator_class else ():
+            if (offer.market, offer.zone) == (key.market, key.zone) and key.shape.gpus <= each.gpus_per_node:
+                return _usd_per_hour(each, offer, key.shape)
+    return None
+
+
+def _usd_per_hour(each: AcceleratorClass, offer: NodeOffer, shape: Shape) -> float:
+    return offer.usd_per_node_hour / (each.gpus_per_node // shape.gpus)
+
+
 def on_offer(
     classes: Iterable[AcceleratorClass],
     shapes: Iterable[Shape],
@@ -105,7 +118,7 @@ def on_offer(
                 offerings.append(
                     Offering(
                         key,
-                        offer.usd_per_node_hour / per_node,
+                        _usd_per_hour(each, offer, shape),
                         count,
                         offer.interruptions_per_node_hour,
                         USUAL_COLD_START,

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medley.planning import programme
+from medley.planning.commons import binds
 from medley.planning.cover import Cover, Learnt
 from medley.planning.ilp import Effort, Model, Numbers, Point
 from medley.planning.problem import AllocationProblem, Cap
@@ -60,7 +61,7 @@ class _Service:
         self.costs = self.model.costs(programme.objective(problem))
         self.uses = np.zeros((len(shared), len(self.costs)))
         for row, cap in zip(self.uses, shared, strict=True):
-            for key, use in cap.uses:
+            for key, use in cap.uses if binds(cap, problem) else ():
                 if Replicas(key) in self.model.place:
                     row[self.model.place[Replicas(key)]] = use
         self._known = 0

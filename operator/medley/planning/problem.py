@@ -237,6 +237,7 @@ class Bound(StrEnum):
     SIZES = "spec.slo"  # no shape serves requests of these sizes within the SLO
     CAPS = "AcceleratorClass.spec.zones"
     BUDGET = "spec.limits.maxUSDPerHour"
+    SHARED_BUDGET = "spec.limits.budget"  # what is left of the Budget that the service draws on
     REPLICAS = "spec.limits.maxReplicas"
     ON_DEMAND_FLOOR = "spec.spot.onDemandFloor"
     ZONE_LOSS = "spec.spot.surviveZoneLoss"
@@ -249,6 +250,11 @@ class Bound(StrEnum):
     GPUS_PER_NODE = "AcceleratorClass.spec.gpu.perNode"
     ZONES = "spec.accelerators.zones"
     SPOT_USE = "spec.spot.policy"
+
+
+def bound_of(cap: Cap) -> Bound:
+    """Return what a cap is, to who must change something."""
+    return Bound.SHARED_BUDGET if cap.drawn else Bound.CAPS
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from medley.core.accelerators import Market, Offering, OfferingKey
 from medley.core.workload import Bucket
 from medley.planning.ilp import Programme, Row, Variable
-from medley.planning.problem import AllocationProblem, Bound, LossScenario
+from medley.planning.problem import AllocationProblem, Bound, LossScenario, bound_of
 
 # Least that a size weighs when not all can be served, as a part of the demand. A size much rarer would be left out
 # within the solver's tolerance, and nobody could say which bound stands in its way.
@@ -180,12 +180,11 @@ def bounds(
             Replicas(o.key): -floor if o.key.market is Market.SPOT else 1 - floor for o in offerings
         }
         yield Bound.ON_DEMAND_FLOOR, Row(markets, at_least=0.0)
-    if Bound.CAPS not in without:
-        offered = {offering.key for offering in offerings}
-        for cap in problem.all_caps:
-            uses: dict[object, float] = {Replicas(key): use for key, use in cap.uses if key in offered}
-            if uses:
-                yield cap.name, Row(uses, at_most=cap.at_most)
+    offered = {offering.key for offering in offerings}
+    for cap in problem.all_caps:
+        uses: dict[object, float] = {Replicas(key): use for key, use in cap.uses if key in offered}
+        if uses and bound_of(cap) not in without:
+            yield cap.name, Row(uses, at_most=cap.at_most)
     if Bound.SPREAD not in without:
         yield from ((Bound.SPREAD, row) for row in _spread(problem, offerings, soft=soft))
 

@@ -17,14 +17,15 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 
 from medley.core.accelerators import AcceleratorClass, OfferingKey
-from medley.core.errors import MedleyError
+from medley.core.errors import MedleyError, UnknownPriceError
 from medley.core.profiles import Profile
-from medley.core.service import AllocationMode, OperatingMode, Service, WorkloadSource
+from medley.core.service import AllocationMode, Budget, OperatingMode, Service, WorkloadSource
 from medley.planning.allocator import allocate, on_demand_only
 from medley.planning.changes import launch_usd, launches_usd, pays
+from medley.planning.commons import priced, spending
 from medley.planning.explain import NotUsed, explain, nothing_on_offer
 from medley.planning.fleet import Neighbour, Observed, ReplicaPhase, Unavailable
-from medley.planning.problem import MICRODOLLARS, Allocation, AllocationProblem, Infeasible
+from medley.planning.problem import MICRODOLLARS, Allocation, AllocationProblem, Cap, Infeasible
 from medley.planning.published import not_used, published
 from medley.planning.question import Question, ask, expected, grid_of
 from medley.planning.rollout import counted, fleet_of
@@ -150,13 +151,14 @@ def _question(
         traffic,
         fleet_of(there),
         tuple((each.offering, placed[each.offering], each.reason) for each in unavailable),
+        observed.budgets,
     )
     published_alone = service.allocation is AllocationMode.MELANGE
     if published_alone or not observed.neighbours or not question.problem.offerings:
         return question
-    own = Claim(
-        f"{service.namespace}/{service.name}", question.problem, tuple(sorted(placed.items())), service.priority
-    )
+    drawn = next((cap for cap in question.problem.caps if cap.drawn), None)
+    held = tuple(sorted(placed.items()))
+    own = Claim(f"{service.namespace}/{service.name}", question.problem, held, service.priority, drawn)
     others = tuple(_claim(each, observed, now) for each in observed.neighbours)
     return replace(question, problem=left_for(own, others, _feasible))
 
@@ -167,9 +169,9 @@ def _feasible(problem: AllocationProblem) -> bool:
 
 def _claim(neighbour: Neighbour, observed: Observed, now: datetime) -> Claim:
     """Return what a neighbour asks for, by the same code that its own pass runs; nothing if it cannot be planned."""
-    service = neighbour.service
+    service, drawn = neighbour.service, _drawn(neighbour, observed)
     if service is None or service.mode is OperatingMode.PLAN:
-        return Claim(neighbour.name, None, neighbour.held)
+        return Claim(neighbour.name, None, neighbour.held, drawn=drawn)
     held = dict(neighbour.held)
     short = tuple(each for each in neighbour.unavailable if each.until > now)
     observes = service.workload_source is WorkloadSource.OBSERVED
@@ -181,10 +183,30 @@ def _claim(neighbour: Neighbour, observed: Observed, now: datetime) -> Claim:
             in_force(neighbour.traffic, NotMeasured("its own"), grid_of(service)) if observes else None,
             neighbour.held,
             tuple((each.offering, held.get(each.offering, 0), each.reason) for each in short),
+            observed.budgets,
         )
     except MedleyError:
-        return Claim(neighbour.name, None, neighbour.held)  # its own pass says why, in its own status
-    return Claim(neighbour.name, question.problem, neighbour.held, service.priority)
+        return Claim(neighbour.name, None, neighbour.held, drawn=drawn)  # its own pass says why, in its own status
+    return Claim(neighbour.name, question.problem, neighbour.held, service.priority, drawn)
+
+
+def _drawn(neighbour: Neighbour, observed: Observed) -> Cap | None:
+    """Return the Budget that a neighbour draws on, with the prices of what it holds.
+
+    Raises UnknownPriceError where what the neighbour holds of this service's own Budget cannot be priced: what is left
+    of it is not known then. Of other Budgets their own services say so.
+    """
+    budget = next((each for each in observed.budgets if each.name == neighbour.budget), None)
+    if budget is None:
+        return None  # of one that is not there nothing can be left; its own pass says so
+    prices, unknown = priced((key for key, _ in neighbour.held), observed.classes)
+    if unknown and budget.name == observed.service.limits.budget:
+        raise UnknownPriceError(
+            f"Budget {budget.name}",
+            f"what is left of it is not known: {neighbour.name} holds replicas of {', '.join(map(str, unknown))}, "
+            "whose price no AcceleratorClass names; write the price, or delete these replicas",
+        )
+    return spending(budget, prices)
 
 
 def _answered(question: Question, model: str) -> Allocation | Infeasible:
@@ -205,8 +227,9 @@ def _asked(  # noqa: PLR0917  # a cache knows arguments by their place
     traffic: Traffic | None,
     fleet: tuple[tuple[OfferingKey, int], ...],
     withheld: tuple[tuple[OfferingKey, int, str], ...],
+    budgets: tuple[Budget, ...],
 ) -> Question:
-    return ask(service, classes, profiles, traffic=traffic, fleet=fleet, withheld=withheld)
+    return ask(service, classes, profiles, budgets, traffic=traffic, fleet=fleet, withheld=withheld)
 
 
 # A pass over a service that did not change asks what the pass before asked.

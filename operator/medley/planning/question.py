@@ -18,10 +18,11 @@ from medley.core.accelerators import AcceleratorClass, OfferingKey, Shape
 from medley.core.errors import InvalidInputError
 from medley.core.latency import LatencyModel
 from medley.core.profiles import Profile
-from medley.core.service import AllocationMode, Histogram, RoutingKnowledge, Service
+from medley.core.service import AllocationMode, Budget, Histogram, RoutingKnowledge, Service
 from medley.core.workload import MELANGE_GRID, Bucket, Demand, SizeGrid
 from medley.planning.burstiness import life_s
 from medley.planning.changes import in_the_objective
+from medley.planning.commons import budget_named, spending
 from medley.planning.ignorance import Class, arrivals, blind
 from medley.planning.mixture import Sizes, streams
 from medley.planning.offerings import OutOfQuestion, Why, chosen_classes, on_offer
@@ -56,6 +57,7 @@ def ask(
     service: Service,
     classes: Iterable[AcceleratorClass],
     profiles: Iterable[Profile],
+    budgets: Iterable[Budget] = (),
     *,
     demand: Demand | None = None,
     traffic: Traffic | None = None,
@@ -67,8 +69,10 @@ def ask(
 
     `demand`: what is to be served; None: the forecast. `traffic`: what was measured, which takes the place of both.
     `fleet`: replicas that exist. `withheld`: offerings of which no more than so many replicas are to be had for now,
-    and why. Raises InvalidInputError, UnknownClassError.
+    and why. `budgets`: those that there are; the whole of the service's own bounds it. Raises InvalidInputError,
+    UnknownClassError, UnknownBudgetError.
     """
+    drawn = () if service.limits.budget is None else (budget_named(budgets, service.limits.budget),)
     chosen = chosen_classes(classes, service.classes)
     of_model = _of_model(service, chosen, profiles)
     longest = _longest(service, of_model)
@@ -85,7 +89,7 @@ def ask(
         throughput=able,
         limits=service.limits,
         spot=service.spot,
-        caps=offer.caps,
+        caps=(*offer.caps, *(spending(each, ((o.key, o.usd_per_hour) for o in offer.offerings)) for each in drawn)),
         utilisation=utilisation,
         quotas=tuple(
             Quota(each.gpus, each.accelerator_class, each.market, each.zone, shared=False)

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from medley.core.accelerators import OfferingKey, Shape
 from medley.core.workload import Bucket, Demand
-from medley.planning.problem import AllocationProblem, Bound
+from medley.planning.problem import AllocationProblem, Bound, bound_of
 
 FAR = 100.0  # times what could be served: 1 % of it after a loss (the least that can be asked) is still out of reach
 
@@ -58,8 +58,8 @@ def _most(problem: AllocationProblem, without: frozenset[Bound]) -> dict[Offerin
         if each.max_replicas is not None and Bound.CAPS not in without:
             bounds.append(each.max_replicas)
         most[each.key] = min(bounds)
-    for cap in problem.all_caps if Bound.CAPS not in without else ():
-        for key, use in cap.uses:
+    for cap in problem.all_caps:
+        for key, use in cap.uses if bound_of(cap) not in without else ():
             if key in most and use > 0:
                 most[key] = min(most[key], cap.at_most / use)
     return most

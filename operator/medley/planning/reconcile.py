@@ -6,7 +6,7 @@
 died at any line is healed by the next. In order:
 
 1. A service that is being deleted is taken apart: routers, engines, the rest, and then the finalizer.
-2. What no plan can be made from (an unknown class, a live migration) is refused: a condition, and nothing is changed.
+2. What no plan can be made from (an unknown class or Budget) is refused: a condition, and nothing is changed.
 3. `proposal.propose` says what should exist; `rollout.changes` gets there from the replicas that exist.
 4. `conditions` say what a person should know; `Event`s are sent for conditions whose reason changed.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from medley.core.accelerators import AcceleratorClass, KarpenterNodes, OfferingKey
-from medley.core.errors import InvalidInputError, SolverError, UnknownClassError
+from medley.core.errors import InvalidInputError, SolverError, UnknownBudgetError, UnknownClassError
 from medley.core.names import Condition, Reason
 from medley.core.service import OperatingMode
 from medley.planning import conditions, rollout
@@ -100,6 +100,8 @@ def _decided(observed: Observed, now: datetime) -> Proposal | Refusal:
         return propose(observed, now)
     except UnknownClassError as error:
         return Refusal(Condition.PLAN_FEASIBLE, Reason.UNKNOWN_CLASS, str(error))
+    except UnknownBudgetError as error:
+        return Refusal(Condition.PLAN_FEASIBLE, Reason.UNKNOWN_BUDGET, str(error))
     except InvalidInputError as error:
         return Refusal(Condition.PLAN_FEASIBLE, Reason.INVALID_SPEC, str(error))
     except SolverError as error:

@@ -16,7 +16,7 @@ from decimal import ROUND_CEILING, Decimal
 from typing import Protocol
 
 from medley.core.accelerators import AcceleratorClass, Market
-from medley.core.service import GpuQuota, Service, SpotUse
+from medley.core.service import Budget, GpuQuota, Service, SpotUse
 from medley.core.units import figure, format_duration
 from medley.planning.whatif import (
     HEDGES,
@@ -26,6 +26,7 @@ from medley.planning.whatif import (
     fraction_of,
     latency_of,
     plan_of,
+    with_budget,
     with_fraction,
     with_latency,
     with_rate,
@@ -165,6 +166,7 @@ def _bounds(case: Case) -> Iterator[Bound]:
     latencies: tuple[LatencyName, ...] = ("tpot", "ttft")
     if service.limits.max_usd_per_hour:
         yield _Budget(service.limits.max_usd_per_hour)
+    yield from (_SharedBudget(each.usd_per_hour, each) for each in case.budgets if each.name == service.limits.budget)
     yield _Replicas(service.limits.max_replicas)
     for fraction in HEDGES:
         if asked := round(_PERCENT * fraction_of(service, fraction)):
@@ -182,11 +184,10 @@ def _bounds(case: Case) -> Iterator[Bound]:
 
 
 @dataclass(frozen=True)
-class _Budget:
+class _Money:
     """By the cent: money is worth knowing exactly."""
 
     allowed: Decimal
-    field: str = "spec.limits.maxUSDPerHour"
 
     @property
     def steps(self) -> int:
@@ -196,15 +197,35 @@ class _Budget:
     def whole(self) -> float | None:
         return float(self.allowed * _CENTS)
 
+    def raised(self, steps: int) -> Decimal:
+        return (self.allowed + Decimal(steps) / _CENTS).quantize(Decimal("0.01"), rounding=ROUND_CEILING)
+
+
+@dataclass(frozen=True)
+class _Budget(_Money):
+    field: str = "spec.limits.maxUSDPerHour"
+
     def relaxed(self, case: Case, steps: int) -> Case:
-        limits = replace(case.service.limits, max_usd_per_hour=self._raised(steps))
+        limits = replace(case.service.limits, max_usd_per_hour=self.raised(steps))
         return case._replace(service=replace(case.service, limits=limits))
 
     def said(self, steps: int) -> str:
-        return f"maxUSDPerHour {self._raised(steps)} instead of {self.allowed}"
+        return f"maxUSDPerHour {self.raised(steps)} instead of {self.allowed}"
 
-    def _raised(self, steps: int) -> Decimal:
-        return (self.allowed + Decimal(steps) / _CENTS).quantize(Decimal("0.01"), rounding=ROUND_CEILING)
+
+@dataclass(frozen=True)
+class _SharedBudget(_Money):
+    budget: Budget
+
+    @property
+    def field(self) -> str:
+        return f"Budget {self.budget.name}: maxUSDPerHour"
+
+    def relaxed(self, case: Case, steps: int) -> Case:
+        return with_budget(case, replace(self.budget, usd_per_hour=self.raised(steps)))
+
+    def said(self, steps: int) -> str:
+        return f"Budget {self.budget.name} of {self.raised(steps)} USD/h instead of {self.allowed}"
 
 
 @dataclass(frozen=True)

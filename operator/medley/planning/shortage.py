@@ -29,7 +29,15 @@ from medley.planning.separation import Separation
 _NOISE = 1e-5
 _DIGITS = 4  # of unserved requests/s: the rest is noise too
 _ALL_DIGITS = 12  # where what is served is a small part of the demand: those would round it away
-_REMOVABLE = (Bound.BUDGET, Bound.REPLICAS, Bound.CAPS, Bound.ON_DEMAND_FLOOR, Bound.ZONE_LOSS, Bound.SPREAD)
+_REMOVABLE = (
+    Bound.BUDGET,
+    Bound.SHARED_BUDGET,
+    Bound.REPLICAS,
+    Bound.CAPS,
+    Bound.ON_DEMAND_FLOOR,
+    Bound.ZONE_LOSS,
+    Bound.SPREAD,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +188,9 @@ def _applies(problem: AllocationProblem, bound: Bound) -> bool:
     applies = {
         Bound.BUDGET: problem.limits.max_usd_per_hour is not None,
         Bound.REPLICAS: True,
-        Bound.CAPS: bool(problem.all_caps) or any(offering.max_replicas is not None for offering in problem.offerings),
+        Bound.SHARED_BUDGET: any(cap.drawn for cap in problem.caps),
+        Bound.CAPS: any(not cap.drawn for cap in problem.all_caps)
+        or any(offering.max_replicas is not None for offering in problem.offerings),
         Bound.ON_DEMAND_FLOOR: problem.spot.on_demand_floor > 0,
         Bound.ZONE_LOSS: bool(problem.losses),
         Bound.SPREAD: problem.spread != Spread(),
@@ -206,10 +216,11 @@ def _message(problem: AllocationProblem, bound: Bound, best: Solved, without: fr
     limits, spot = problem.limits, problem.spot
     needs = "the demand needs {}" if whole else "all that the other bounds allow needs {}"
     match bound:
-        case Bound.BUDGET:
+        case Bound.BUDGET | Bound.SHARED_BUDGET:
             cents = math.ceil(_least(problem, programme.cost(problem), without) * 100 - _NOISE)
             said = needs.format(f"{cents / 100:.2f} USD/h")
-            return f"{limits.max_usd_per_hour} USD/h is too little: {said}; raise the budget"
+            what, remedy = _budget(problem, bound)
+            return f"{what} is too little: {said}; {remedy}"
         case Bound.REPLICAS:
             said = needs.format(round(_least(problem, programme.replicas(problem), without)))
             return f"{limits.max_replicas} replicas are too few: {said}; raise maxReplicas"
@@ -230,6 +241,14 @@ def _message(problem: AllocationProblem, bound: Bound, best: Solved, without: fr
             )
         case _:
             raise AssertionError(f"{bound} cannot be left out")
+
+
+def _budget(problem: AllocationProblem, bound: Bound) -> tuple[str, str]:
+    """Return what may be spent, and how it becomes more."""
+    if bound is Bound.BUDGET:
+        return f"{problem.limits.max_usd_per_hour} USD/h", "raise the budget"
+    (cap,) = (each for each in problem.caps if each.drawn)
+    return f"{cap.at_most:.2f} USD/h left of {cap.name}", "raise its maxUSDPerHour, or spend less of it"
 
 
 def _declared(problem: AllocationProblem) -> dict[str, tuple[str, float]]:
@@ -269,7 +288,7 @@ def _least(problem: AllocationProblem, objective: Terms, without: frozenset[Boun
 
 def _exhausted(problem: AllocationProblem, best: Solved) -> Iterator[str]:
     counts = _counts(problem, best)
-    for cap in problem.all_caps:
+    for cap in (each for each in problem.all_caps if not each.drawn):
         smallest = min((use for key, use in cap.uses if key in counts), default=None)
         used = math.fsum(use * counts.get(key, 0) for key, use in cap.uses)
         if smallest is not None and used + smallest > cap.at_most + _NOISE:

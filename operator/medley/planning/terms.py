@@ -65,13 +65,16 @@ class ShapeThroughput:
 class Cap:
     """At most `at_most` of something that several offerings share, such as the nodes of a class in a market and zone.
 
-    `uses` says how much of it one replica of an offering takes (a replica on half of a node's GPUs: 0.5).
+    `uses` says how much of it one replica of an offering takes (a replica on half of a node's GPUs: 0.5). Nodes and
+    GPUs are taken by whoever buys them. What is `drawn` on (a Budget, of which a replica takes its price) is taken by
+    those services alone whose own problem has a cap of this name.
     """
 
     name: str  # what a person calls it: "nodes of l4, spot, zone-a"
     at_most: float
     uses: tuple[tuple[OfferingKey, float], ...]
     shared: bool = True  # by all services; False: it bounds one service alone
+    drawn: bool = False  # by services that say so, in USD per hour
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.at_most) or self.at_most < 0:

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from medley.core.accelerators import AcceleratorClass, Market, NodeOffer
 from medley.core.errors import InvalidInputError
 from medley.core.profiles import Profile
-from medley.core.service import RoutingKnowledge, Service, SpotUse
+from medley.core.service import Budget, RoutingKnowledge, Service, SpotUse
 from medley.core.units import figure, format_duration
 from medley.planning.allocator import cheapest
 from medley.planning.problem import MICRODOLLARS, Allocation
@@ -45,6 +45,7 @@ class Case(NamedTuple):
     service: Service
     classes: tuple[AcceleratorClass, ...]
     profiles: tuple[Profile, ...]
+    budgets: tuple[Budget, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def what_ifs(case: Case, plan: Allocation) -> Iterator[WhatIf]:
 def plan_of(case: Case) -> Allocation | None:
     """Return the cheapest plan; None: there is none."""
     try:
-        problem = ask(case.service, case.classes, case.profiles).problem
+        problem = ask(*case).problem
     except InvalidInputError:
         return None  # such as limits that exclude each other
     # Not `allocate`: where there is no plan it would work out why, which takes many solves.
@@ -120,6 +121,11 @@ def with_fraction(service: Service, name: FractionName, value: float) -> Service
 def with_rate(service: Service, requests_per_second: float) -> Service:
     """Return the service with as many requests of the same sizes."""
     return replace(service, forecast=replace(service.forecast, requests_per_second=requests_per_second))
+
+
+def with_budget(case: Case, budget: Budget) -> Case:
+    """Return the case with another Budget of this name."""
+    return case._replace(budgets=tuple(budget if each.name == budget.name else each for each in case.budgets))
 
 
 def _promises(case: Case) -> Iterator[tuple[str, Case]]:
@@ -167,6 +173,13 @@ def _limits(case: Case, plan: Allocation) -> Iterator[tuple[str, Case]]:
         more = (limits.max_usd_per_hour * (1 + Decimal(str(_STEP)))).quantize(Decimal("0.01"))
         changed = replace(service, limits=replace(limits, max_usd_per_hour=more))
         yield f"budget {_STEP:.0%} higher: {more} USD/h", case._replace(service=changed)
+    budget = next((each for each in case.budgets if each.name == limits.budget), None)
+    if budget is not None:
+        more = (budget.usd_per_hour * (1 + Decimal(str(_STEP)))).quantize(Decimal("0.01"))
+        yield (
+            f"Budget {budget.name} {_STEP:.0%} higher: {more} USD/h",
+            with_budget(case, replace(budget, usd_per_hour=more)),
+        )
     if plan.total_replicas == limits.max_replicas:
         changed = replace(service, limits=replace(limits, max_replicas=limits.max_replicas + 1))
         yield f"one replica more: maxReplicas {limits.max_replicas + 1}", case._replace(service=changed)
