@@ -10,7 +10,6 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from e2e.stage.apiserver import ControlPlane
 from medley.api.convert import read_accelerator_class, read_llm_service, read_performance_profile
 from medley.cli import main
 
@@ -34,13 +33,6 @@ def documents(path):
 def test_an_example_is_valid(path):
     for document in documents(path):
         assert READ[document["kind"]](document).metadata.name == document["metadata"]["name"]
-
-
-@pytest.fixture(scope="module")
-def plane():
-    with ControlPlane() as control_plane:
-        control_plane.apply(EXAMPLES.parent / "crds")
-        yield control_plane
 
 
 @pytest.mark.apiserver
