@@ -1,9 +1,5 @@
 """The models and the API server refuse the same manifests, and fill in the same defaults for the others."""
 
-import http.client
-import json
-import ssl
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,6 +7,7 @@ from hypothesis import strategies as st
 from medley.api.convert import read_accelerator_class, read_llm_service, read_performance_profile
 from medley.core.errors import InvalidInputError
 from tests.api.test_bad_input import GOOD
+from tests.apiserver import PATHS, posting
 
 pytestmark = pytest.mark.apiserver
 
@@ -18,26 +15,15 @@ pytestmark = pytest.mark.apiserver
 @pytest.fixture(scope="module")
 def create(plane):
     """Yield a function: ask the API server to create an object, dry; what it would store, or None if it refuses."""
-    context = ssl.create_default_context(cafile=str(plane.authority.certificate))
-    context.load_cert_chain(plane.authority.path("admin.crt"), plane.authority.path("admin.key"))
-    # One connection: hundreds of handshakes would take longer than the questions.
-    connection = http.client.HTTPSConnection(plane.addresses.host, plane.addresses.port, timeout=10, context=context)
-    paths = {
-        "LLMService": "namespaces/default/llmservices",
-        "AcceleratorClass": "acceleratorclasses",
-        "PerformanceProfile": "performanceprofiles",
-    }
 
-    def create(document):
-        path = f"/apis/medley.dev/v1alpha1/{paths[document['kind']]}?dryRun=All&fieldValidation=Strict"
-        connection.request("POST", path, json.dumps(document), {"Content-Type": "application/json"})
-        with connection.getresponse() as reply:
-            said = reply.read()
-        assert reply.status in {201, 400, 422}, (reply.status, said)
-        return json.loads(said) if reply.status == 201 else None
+    with posting(plane) as post:
 
-    yield create
-    connection.close()
+        def create(document):
+            status, said = post(f"{PATHS[document['kind']]}?dryRun=All&fieldValidation=Strict", document)
+            assert status in {201, 400, 422}, said
+            return said if status == 201 else None
+
+        yield create
 
 
 def sometimes(**fields):
