@@ -2,8 +2,6 @@
 
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -84,9 +82,6 @@ def test_every_class_of_the_examples_is_estimated_and_says_so():
 @pytest.mark.parametrize("path", SERVICES, ids=lambda path: path.stem)
 def test_an_example_can_be_planned(path):
     catalogue = [f"-f{EXAMPLES / name}" for name in ("acceleratorclasses.yaml", "performanceprofiles.yaml")]
-    medley = Path(sys.executable).with_name("medley")
-    done = subprocess.run(
-        [medley, "plan", f"-f{path}", *catalogue, "--out", "json"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = CliRunner().invoke(main, ["plan", f"-f{path}", *catalogue, "--out", "json"])
+    assert done.exit_code == 0, done.output
     json.loads(done.stdout)
