@@ -4,7 +4,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Whole files, in the order that tests/conftest.py gives them: the longest first.
+SPREAD := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 export MEDLEY_DATA ?= ../shared/data
+# Images often set it; then each of the processes that tests start, hundreds, compiles all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast lint format generate examples samples bench soak stage-up stage-down clean
@@ -24,12 +28,12 @@ demo: $(VENV)/.installed  ## Build a cluster, serve a model on spot, take nodes 
 
 test: $(VENV)/.installed lint  ## Everything: lint, unit and property tests, real API server, real vLLM, the stage
 	@$(BIN)/python -m e2e.prepare
-	@$(BIN)/python -m pytest tests -m "not vllm" --numprocesses 3 --dist loadfile --durations 5
+	@$(BIN)/python -m pytest tests -m "not vllm" $(SPREAD) --durations 5
 	@$(BIN)/python -m pytest tests e2e/test_stage.py -m "vllm or stage" --numprocesses 2 --dist loadfile --durations 5
 	@test $$(id -u) != 0 || $(BIN)/python -m pytest e2e/test_service.py --durations 10
 
 test-fast: $(VENV)/.installed  ## Unit and property tests alone: no API server, no vLLM, no root
-	@$(BIN)/python -m pytest tests -m "not vllm and not apiserver" --numprocesses 3 --dist loadfile
+	@$(BIN)/python -m pytest tests -m "not vllm and not apiserver" $(SPREAD)
 
 lint: $(VENV)/.installed  ## Style, types, layers, spelling, generated files
 	@$(BIN)/ruff check .

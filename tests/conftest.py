@@ -1,4 +1,4 @@
-"""What all tests share: where published data lies, and how Hypothesis looks for counterexamples.
+"""What all tests share: published data, how Hypothesis looks for counterexamples, and one real API server.
 
 Tests marked `data` compare with files that are not part of the project. MEDLEY_DATA names their folder (the Makefile
 sets it); without them these tests are deselected, and a line says so.
@@ -7,11 +7,18 @@ sets it); without them these tests are deselected, and a line says so.
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
+if TYPE_CHECKING:
+    from e2e.stage.apiserver import ControlPlane
+
+ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("MEDLEY_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 # No deadline: nothing in the tests asserts on time, and a shared machine is slow at times.
@@ -20,10 +27,31 @@ settings.register_profile("medley", deadline=None, print_blob=True)
 settings.register_profile("verdict", settings.get_profile("medley"), derandomize=True)
 settings.load_profile("verdict" if os.environ.get("CI") else "medley")
 
+# Files whose tests start processes and wait for them, the longest first. They begin first: what only computes fills the
+# time beside them, and no worker is left with one of them when the others are done.
+WAITING = (
+    "engine/test_supervisor.py",
+    "demo/test_existing.py",
+    "handlers/test_life.py",
+    "handlers/test_faults.py",
+    "engine/test_front.py",
+    "chart/test_installed.py",
+    "api/test_agreement.py",
+    "api/test_served.py",
+    "router/test_moves.py",
+    "stage/test_apiserver.py",
+    "soak/test_short.py",
+    "router/test_follow.py",
+    "router/test_main.py",
+    "router/test_rollout.py",
+)
+
 _deselected: list[int] = []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    rank = {f"tests/{name}": number for number, name in enumerate(WAITING)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))  # others stay in their order
     if DATA.is_dir():
         return
     without = [item for item in items if item.get_closest_marker("data")]
@@ -45,3 +73,37 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def data() -> Path:
     """Folder of the published data; only tests marked `data` may ask for it."""
     return DATA
+
+
+@pytest.fixture(scope="session")
+def plane() -> Iterator[ControlPlane]:
+    """One real API server with medley's and Karpenter's CRDs; who makes services, pods or what has no namespace removes it.
+
+    It takes seconds to start, and costs something as long as it runs: so there is one a process, for all that need no
+    controllers.
+    """
+    from e2e.stage import paths
+    from e2e.stage.apiserver import ControlPlane
+    from e2e.stage.build import build, karpenter_tool
+    from e2e.stage.progress import Board
+
+    build((karpenter_tool(),), Board())
+    with ControlPlane() as control_plane:
+        control_plane.apply(ROOT / "crds")
+        control_plane.apply(paths.tool(karpenter_tool()) / "crds")
+        for kind in ("nodepools.karpenter.sh", "nodeclaims.karpenter.sh"):
+            _wait_until_listed(control_plane, kind)
+        yield control_plane
+
+
+def _wait_until_listed(plane: ControlPlane, kind: str) -> None:
+    """A CRD is established a moment before its objects can be listed."""
+    from e2e.stage.processes import StageError
+
+    for _ in range(100):
+        try:
+            plane.kubectl("get", kind)
+        except StageError:
+            time.sleep(0.1)
+        else:
+            return

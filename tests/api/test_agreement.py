@@ -1,10 +1,5 @@
 """The models and the API server refuse the same manifests, and fill in the same defaults for the others."""
 
-import json
-import ssl
-import urllib.error
-import urllib.request
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,37 +7,23 @@ from hypothesis import strategies as st
 from medley.api.convert import read_accelerator_class, read_llm_service, read_performance_profile
 from medley.core.errors import InvalidInputError
 from tests.api.test_bad_input import GOOD
+from tests.apiserver import PATHS, posting
 
 pytestmark = pytest.mark.apiserver
 
 
 @pytest.fixture(scope="module")
 def create(plane):
-    """Return a function: ask the API server to create an object, dry; what it would store, or None if it refuses."""
-    context = ssl.create_default_context(cafile=str(plane.authority.certificate))
-    context.load_cert_chain(plane.authority.path("admin.crt"), plane.authority.path("admin.key"))
-    prefix = f"{plane.server}/apis/medley.dev/v1alpha1"
-    paths = {
-        "LLMService": "namespaces/default/llmservices",
-        "AcceleratorClass": "acceleratorclasses",
-        "PerformanceProfile": "performanceprofiles",
-    }
+    """Yield a function: ask the API server to create an object, dry; what it would store, or None if it refuses."""
 
-    def create(document):
-        request = urllib.request.Request(
-            f"{prefix}/{paths[document['kind']]}?dryRun=All&fieldValidation=Strict",
-            data=json.dumps(document).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        try:
-            with urllib.request.urlopen(request, context=context, timeout=10) as reply:
-                return json.load(reply)
-        except urllib.error.HTTPError as error:
-            if error.code in {400, 422}:
-                return None
-            raise
+    with posting(plane) as post:
 
-    return create
+        def create(document):
+            status, said = post(f"{PATHS[document['kind']]}?dryRun=All&fieldValidation=Strict", document)
+            assert status in {201, 400, 422}, said
+            return said if status == 201 else None
+
+        yield create
 
 
 def sometimes(**fields):
@@ -229,7 +210,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(
-    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(data=st.data())
 def test_both_borders_agree(create, kind, data):

@@ -11,6 +11,7 @@ from e2e.stage.pki import Identity
 from e2e.stage.processes import StageError, run
 from e2e.stage.versions import KUBERNETES_TOOL
 from medley.kube import rbac
+from tests.apiserver import posting
 from tests.chart.conftest import CHART, Helm, by_name
 
 pytestmark = pytest.mark.apiserver
@@ -67,35 +68,43 @@ def test_installing_again_changes_nothing(plane, installed):
     assert versions() == before
 
 
-def may_operator(plane, verb, resource, group, *, name="", namespace="default"):
-    """Ask the API server, which also knows resources that are not installed."""
-    plural, _, subresource = resource.partition("/")
-    attributes = {"verb": verb, "group": group, "resource": plural, "subresource": subresource, "name": name}
-    review = {
-        "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SelfSubjectAccessReview",
-        "metadata": {},
-        "spec": {"resourceAttributes": {**attributes, "namespace": namespace}},
-    }
-    answer = as_operator(plane, "create", "-o", "json", "-f", "-", stdin=json.dumps(review))
-    return json.loads(answer)["status"]["allowed"]
+@pytest.fixture(scope="module")
+def may_operator(plane, installed):
+    """Return a function that asks the API server, which also knows resources that are not installed."""
+    path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+    with posting(plane, OPERATOR) as post:
+
+        def may(verb, resource, group, *, name="", namespace="default"):
+            plural, _, subresource = resource.partition("/")
+            attributes = {"verb": verb, "group": group, "resource": plural, "subresource": subresource, "name": name}
+            review = {
+                "apiVersion": "authorization.k8s.io/v1",
+                "kind": "SelfSubjectAccessReview",
+                "metadata": {},
+                "spec": {"resourceAttributes": {**attributes, "namespace": namespace}},
+            }
+            status, answer = post(path, review)
+            assert status == 201, answer
+            return answer["status"]["allowed"]
+
+        yield may
 
 
 @pytest.mark.parametrize(
     "rule", rbac.OPERATOR_CLUSTER_RULES, ids=lambda rule: f"{rule.group}/{','.join(rule.resources)}"
 )
-def test_the_operator_may_do_what_its_code_lists(plane, installed, rule):
+def test_the_operator_may_do_what_its_code_lists(may_operator, rule):
     asked = [
         (verb, each, name) for verb in rule.verbs for each in rule.resources for name in rule.resource_names or ("",)
     ]
-    assert [one for one in asked if not may_operator(plane, one[0], one[1], rule.group, name=one[2])] == []
+    assert [one for one in asked if not may_operator(one[0], one[1], rule.group, name=one[2])] == []
 
 
-def test_the_operator_holds_its_lease_in_its_own_namespace_alone(plane, installed):
+def test_the_operator_holds_its_lease_in_its_own_namespace_alone(may_operator):
     (rule,) = rbac.OPERATOR_NAMESPACE_RULES
     for verb in rule.verbs:
-        assert may_operator(plane, verb, "leases", rule.group, namespace="medley-system")
-        assert not may_operator(plane, verb, "leases", rule.group, namespace="default")
+        assert may_operator(verb, "leases", rule.group, namespace="medley-system")
+        assert not may_operator(verb, "leases", rule.group, namespace="default")
 
 
 def binding(role):
@@ -136,8 +145,8 @@ def test_the_operator_hands_on_no_role_with_rights_that_it_lacks(plane, installe
         pytest.param("create", "serviceaccounts/token", "", id="mint tokens"),
     ],
 )
-def test_the_operator_may_not(plane, installed, verb, resource, group):
-    assert not may_operator(plane, verb, resource, group)
+def test_the_operator_may_not(may_operator, verb, resource, group):
+    assert not may_operator(verb, resource, group)
 
 
 def test_who_edits_a_namespace_edits_its_services(plane, installed):

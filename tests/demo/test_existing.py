@@ -228,6 +228,15 @@ def node(name, *taints):
     return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {"taints": list(taints)}}
 
 
+def engine_pod(**spec):
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "engine", "namespace": "default"},
+        "spec": {"nodeName": "plain", "containers": [{"name": "engine", "image": "none:1"}], **spec},
+    }
+
+
 def taints(plane, name):
     found = yaml.safe_load(plane.kubectl("get", "node", name, "-o", "json"))
     return [(t["key"], t.get("value")) for t in found["spec"].get("taints", []) if not t["key"].startswith("node.k")]
@@ -266,12 +275,7 @@ async def test_a_node_of_karpenters_loses_its_claim(plane, cluster):
 
 
 async def test_an_engine_whose_processes_cannot_be_reached_loses_its_pod_and_it_is_said(plane, cluster):
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "engine", "namespace": "default"},
-        "spec": {"nodeName": "plain", "containers": [{"name": "engine", "image": "none:1"}]},
-    }
+    pod = engine_pod()
     plane.kubectl("create", "-f", "-", stdin=yaml.safe_dump_all([node("plain"), pod]))
     taking = Taking(cluster, "default")
     await taking.begin(pod, 0)
@@ -281,12 +285,7 @@ async def test_an_engine_whose_processes_cannot_be_reached_loses_its_pod_and_it_
 
 
 async def test_where_processes_are_not_the_engines_alone_none_is_killed(plane, cluster):
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "engine", "namespace": "default"},
-        "spec": {"nodeName": "plain", "hostPID": True, "containers": [{"name": "engine", "image": "none:1"}]},
-    }
+    pod = engine_pod(hostPID=True)
     plane.kubectl("create", "-f", "-", stdin=yaml.safe_dump_all([node("plain"), pod]))
     taking = Taking(cluster, "default")
     await taking.begin(pod, 0)

@@ -2,15 +2,12 @@
 
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
-from e2e.stage.apiserver import ControlPlane
 from medley.api.convert import read_accelerator_class, read_budget, read_llm_service, read_performance_profile
 from medley.cli import main
 
@@ -35,13 +32,6 @@ def documents(path):
 def test_an_example_is_valid(path):
     for document in documents(path):
         assert READ[document["kind"]](document).metadata.name == document["metadata"]["name"]
-
-
-@pytest.fixture(scope="module")
-def plane():
-    with ControlPlane() as control_plane:
-        control_plane.apply(EXAMPLES.parent / "crds")
-        yield control_plane
 
 
 @pytest.mark.apiserver
@@ -95,9 +85,6 @@ def test_every_class_of_the_examples_is_estimated_and_says_so():
 @pytest.mark.parametrize("path", SERVICES, ids=lambda path: path.stem)
 def test_an_example_can_be_planned(path):
     catalogue = [f"-f{EXAMPLES / name}" for name in ("acceleratorclasses.yaml", "performanceprofiles.yaml")]
-    medley = Path(sys.executable).with_name("medley")
-    done = subprocess.run(
-        [medley, "plan", f"-f{path}", *catalogue, "--out", "json"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = CliRunner().invoke(main, ["plan", f"-f{path}", *catalogue, "--out", "json"])
+    assert done.exit_code == 0, done.output
     json.loads(done.stdout)

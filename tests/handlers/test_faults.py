@@ -170,19 +170,16 @@ async def as_operator(plane):
             await revoked(found.api)
 
 
-def settings(here, identity="one", **changes):
-    return Settings.read(
-        {
-            "MEDLEY_ENGINE_IMAGE": "vllm:1",
-            "MEDLEY_ENGINE_INIT_IMAGE": "engine:1",
-            "MEDLEY_ROUTER_IMAGE": "router:1",
-            "MEDLEY_NAMESPACE": here.namespace,
-            "MEDLEY_IDENTITY": identity,
-            "MEDLEY_BIND_HOST": "127.0.0.1",
-            "MEDLEY_PORT": "0",
-            **changes,
-        }
-    )
+def variables(here, identity):
+    return {
+        "MEDLEY_ENGINE_IMAGE": "vllm:1",
+        "MEDLEY_ENGINE_INIT_IMAGE": "engine:1",
+        "MEDLEY_ROUTER_IMAGE": "router:1",
+        "MEDLEY_NAMESPACE": here.namespace,
+        "MEDLEY_IDENTITY": identity,
+        "MEDLEY_BIND_HOST": "127.0.0.1",
+        "MEDLEY_PORT": "0",
+    }
 
 
 @asynccontextmanager
@@ -190,7 +187,9 @@ async def running(here, kubeconfig: Path, identity="one"):
     """Run the whole operator, watches and all, while the cluster reacts by itself."""
     stop = asyncio.Event()
     task = asyncio.create_task(
-        operator.run(settings(here, identity), stop, kubeconfig=kubeconfig, control_port=here.control_port)
+        operator.run(
+            Settings.read(variables(here, identity)), stop, kubeconfig=kubeconfig, control_port=here.control_port
+        )
     )
     playing = asyncio.create_task(played(here))
     try:
@@ -273,12 +272,7 @@ async def started(here, plane, identity):
     environment = {
         **os.environ,
         "KUBECONFIG": str(plane.kubeconfig),
-        "MEDLEY_ENGINE_INIT_IMAGE": "engine:1",
-        "MEDLEY_ROUTER_IMAGE": "router:1",
-        "MEDLEY_NAMESPACE": here.namespace,
-        "MEDLEY_IDENTITY": identity,
-        "MEDLEY_BIND_HOST": "127.0.0.1",
-        "MEDLEY_PORT": "0",
+        **variables(here, identity),
         "PYTHONPATH": os.pathsep.join(each for each in sys.path if each),
     }
     command = (sys.executable, "-c", "from medley.app import run_operator; run_operator()")

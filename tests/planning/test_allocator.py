@@ -258,6 +258,7 @@ def permitted(asked: AllocationProblem, counts: dict) -> bool:
     )
 
 
+@settings(max_examples=60)
 @given(problems(most_shapes=3, bounded=True))
 def test_an_allocation_keeps_every_bound_and_serves_the_demand(asked):
     found = allocate(asked)
@@ -332,7 +333,7 @@ def test_continuous_shares_are_never_dearer_than_slices(asked, slices):
     assert found.usd_per_hour <= cut.usd_per_hour + CENT
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(problems(bounded=True), st.randoms(use_true_random=False))
 def test_the_order_of_the_input_does_not_matter(asked, random):
     offerings, throughput = list(asked.offerings), list(asked.throughput)
@@ -349,7 +350,7 @@ def test_the_order_of_the_input_does_not_matter(asked, random):
     assert allocate(shuffled) == allocate(asked)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(problems(bounded=True))
 def test_a_fleet_that_is_the_plan_stays_the_plan(asked):
     found = allocate(asked)

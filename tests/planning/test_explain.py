@@ -270,7 +270,7 @@ class TestBreakeven:
         asked = problem({SMALL: 1.0}, [offer("a", 1.0), offer("b", 3.0)], [self.ABLE[0], rates("b", {LARGE: 2.5})])
         assert breakeven(asked, 1.0, frozenset({key("b")})) == Never()
 
-    @settings(max_examples=40)
+    @settings(max_examples=20)
     @given(problems(most_shapes=3), st.sampled_from([0.97, 1.03]))
     def test_below_that_price_it_is_used_and_above_it_is_not(self, asked, step):
         found = allocate(asked)

@@ -358,7 +358,7 @@ def test_no_fleet_costs_less_by_enumeration(asked):
         assert math.isclose(found.objective, costs(cheapest), abs_tol=CENT)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(problems(bounded=True), st.floats(0.5, 2.0), st.integers(0, 3))
 def test_what_was_learnt_changes_no_answer(asked, factor, lost):
     _, learnt = reallocate(asked)

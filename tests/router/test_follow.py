@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,7 @@ from tests.router.stub_engine import MODEL, StubEngine
 from tests.router.test_server import expected, said, stream, until
 
 pytestmark = pytest.mark.apiserver
-ROOT = Path(__file__).parents[2]
+NAMESPACE = "followed"
 PORTS = (8000, 8001, 8002)
 
 
@@ -43,7 +42,7 @@ class Cluster:
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": name, "namespace": "default", "labels": labels},
+            "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels},
             "spec": {"nodeName": f"node-{name}", "containers": [{"name": "engine", "image": "none"}]},
         }
         await self.kubectl("apply", "-f", "-", stdin=pod)
@@ -54,24 +53,33 @@ class Cluster:
         )
 
     async def status(self, name: str, status: dict[str, object]) -> None:
-        await self.kubectl("patch", name, "--subresource=status", "--type=merge", "-p", json.dumps({"status": status}))
+        await self.kubectl(
+            "patch",
+            name,
+            "--namespace",
+            NAMESPACE,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            json.dumps({"status": status}),
+        )
 
 
-@pytest.fixture(scope="module")
-def plane():
-    with ControlPlane() as control_plane:
-        control_plane.apply(ROOT / "crds")
-        yield control_plane
+@pytest.fixture
+def cluster(plane):
+    plane.kubectl("create", "namespace", NAMESPACE)
+    yield Cluster(plane)
+    plane.kubectl("delete", "llmservices,pods", "--all", "--namespace", NAMESPACE, "--force", "--grace-period=0")
+    plane.kubectl("delete", "nodes", "--all")
 
 
-async def test_a_router_finds_its_engines_and_leaves_a_lost_node(plane, tmp_path):
-    cluster = Cluster(plane)
+async def test_a_router_finds_its_engines_and_leaves_a_lost_node(cluster, plane, tmp_path):
     key = tmp_path / "key"
     key.write_text("secret")
     service = {
         "apiVersion": "medley.dev/v1alpha1",
         "kind": "LLMService",
-        "metadata": {"name": "chat", "namespace": "default"},
+        "metadata": {"name": "chat", "namespace": NAMESPACE},
         "spec": {"model": {"name": "org/model", "servedName": MODEL}, "router": {"requestTimeout": "1m"}},
     }
     await cluster.kubectl("apply", "-f", "-", stdin=service)
@@ -79,7 +87,7 @@ async def test_a_router_finds_its_engines_and_leaves_a_lost_node(plane, tmp_path
         f"e{n}": (StubEngine(key="secret", resumes_output=True, pause=lambda _: 0.02), f"127.0.77.{n}") for n in (1, 2)
     }
     settings = RouterSettings(
-        namespace="default",
+        namespace=NAMESPACE,
         service="chat",
         engine_key_file=key,
         host="127.0.0.1",
@@ -89,7 +97,7 @@ async def test_a_router_finds_its_engines_and_leaves_a_lost_node(plane, tmp_path
     async with AsyncExitStack() as stack:
         for engine, address in engines.values():
             await stack.enter_async_context(engine.running(address, PORTS))
-        source = partial(cluster_source.follow, "default", "chat", kubeconfig=plane.kubeconfig)
+        source = partial(cluster_source.follow, NAMESPACE, "chat", kubeconfig=plane.kubeconfig)
         router = await stack.enter_async_context(running(settings, source))
         for name, (_, address) in engines.items():
             await cluster.engine(name, address)

@@ -146,6 +146,7 @@ def test_internal_fields_are_refused_wherever_they_are(name, place):
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda v: st.lists(v) | st.dictionaries(st.text(), v),
+    max_leaves=10,  # there are up to nine of them in a body
 )
 
 

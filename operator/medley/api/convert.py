@@ -18,9 +18,10 @@ from pydantic_core import ErrorDetails
 from medley.api.acceleratorclass import AcceleratorClass, Zone
 from medley.api.acceleratorclass import GpuQuota as GpuQuotaOfClass
 from medley.api.budget import Budget
-from medley.api.llmservice import Distribution, LLMService, LLMServiceSpec
+from medley.api.llmservice import LLMService, LLMServiceSpec
 from medley.api.migration import Migration
 from medley.api.performanceprofile import LatencyModelSpec, PerformanceProfile, Point
+from medley.api.workload import Distribution
 from medley.core import accelerators, units
 from medley.core import service as services
 from medley.core.accelerators import Market, NodeOffer, Shape

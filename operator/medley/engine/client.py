@@ -71,11 +71,10 @@ class EngineClient:
     async def exports(self) -> int | None:
         """Return how many KV caches are held for other engines; 0 without the plugin, None if vLLM does not answer."""
         try:
-            async with self._session.get(STATE_PATH[1:], timeout=aiohttp.ClientTimeout(_ANSWER_S)) as answer:
-                text = await answer.text(errors="replace")
-                return KvState.model_validate_json(text).exports if answer.status == 200 else 0  # noqa: PLR2004 - HTTP
-        except (*_ERRORS, ValidationError):
-            return None
+            state = await self._state()
+        except EngineError:
+            return None  # unknown is not zero
+        return 0 if state is None else state.exports
 
     async def end_requests(self) -> None:
         """Have vLLM end all requests, each after a token that went out; without the plugin, EngineError."""
@@ -87,7 +86,7 @@ class EngineClient:
                 if answer.status != 200:  # noqa: PLR2004 - HTTP
                     raise EngineError(f"ending vLLM's requests: status {answer.status}")
         except _ERRORS as error:
-            raise EngineError(f"ending vLLM's requests: {error or type(error).__name__}") from error
+            raise EngineError(f"ending vLLM's requests: {str(error) or type(error).__name__}") from error
 
     async def version(self) -> str:
         """Return vLLM's version; empty if it does not say."""
@@ -101,14 +100,9 @@ class EngineClient:
     async def kv_state(self) -> KvState | None:
         """Return whether vLLM carries KV, as the plugin says; None if it does not say."""
         try:
-            async with self._session.get(
-                STATE_PATH.removeprefix("/"), timeout=aiohttp.ClientTimeout(_ANSWER_S)
-            ) as answer:
-                if answer.status != 200:  # noqa: PLR2004 - HTTP; 404 without the plugin
-                    return None
-                return KvState.model_validate_json(await answer.read())
-        except (*_ERRORS, ValidationError):
-            return None
+            return await self._state()
+        except EngineError:
+            return None  # what is not said is not claimed
 
     async def make_token(self, limit_s: float) -> None:
         """Have vLLM make one token the way routers ask for them; EngineError says why it did not."""
@@ -128,3 +122,12 @@ class EngineClient:
             raise EngineError(f"asking vLLM for a token: none within {limit_s:g} s") from error
         except _ERRORS as error:
             raise EngineError(f"asking vLLM for a token: {error}") from error
+
+    async def _state(self) -> KvState | None:
+        """Return what the plugin says of KV, None without it; EngineError if vLLM does not answer, or oddly."""
+        try:
+            async with self._session.get(STATE_PATH[1:], timeout=aiohttp.ClientTimeout(_ANSWER_S)) as answer:
+                body = await answer.read()
+                return KvState.model_validate_json(body) if answer.status == 200 else None  # noqa: PLR2004 - HTTP
+        except (*_ERRORS, ValidationError) as error:
+            raise EngineError(f"asking vLLM what KV it holds: {str(error) or type(error).__name__}") from error

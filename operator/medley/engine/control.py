@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from medley.core.identity import Role
 from medley.engine.supervisor import AssignmentConflictError, Supervisor, UnusableAssignmentError
 from medley.tls.keyring import Keyring
-from medley.wire.assignment import Assignment, DrainRequest, EngineReport, Message
+from medley.wire.assignment import Assignment, DrainRequest, EngineReport, Message, faults_of
 
 _BODY_LIMIT: Final = 1 << 20  # bytes
 _M = TypeVar("_M", bound=Message)
@@ -76,10 +76,7 @@ async def _refusals(request: web.Request, handler: Handler) -> web.StreamRespons
     except UnusableAssignmentError as error:
         return _refusal(422, str(error))
     except ValidationError as error:
-        faults = (
-            f"{'.'.join(str(part) for part in fault['loc']) or 'body'}: {fault['msg']}" for fault in error.errors()
-        )
-        return _refusal(422, "; ".join(faults))
+        return _refusal(422, faults_of(error, "body"))
     except web.HTTPException as error:
         return _refusal(error.status, error.text or error.reason)
 

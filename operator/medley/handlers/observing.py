@@ -27,7 +27,7 @@ from medley.core.profiles import Profile
 from medley.core.service import WorkloadSource
 from medley.handlers.routers import Routers
 from medley.handlers.supervisors import Credentials, Supervisors
-from medley.kube import observe
+from medley.kube import observe, trust_secrets
 from medley.kube.api import Api
 from medley.kube.engine_pod import ANNOTATION_ASSIGNMENT, PodRequest, template_hash
 from medley.kube.manifests import KEY_FIELD, Images
@@ -35,7 +35,7 @@ from medley.kube.neighbours import neighbours
 from medley.kube.observe import Sight
 from medley.kube.replicas import address, offering_of, replica
 from medley.kube.status import read_market, shape_of, standing
-from medley.kube.trust_secrets import TrustSecrets, files_of
+from medley.kube.trust_secrets import Legible, TrustSecrets, files_of
 from medley.planning.fleet import Observed, PoolKey, Replica, RouterState
 from medley.planning.throughput import most_trusted
 from medley.tls.keyring import client_context
@@ -56,7 +56,7 @@ class View:
     profiles: tuple[Profile, ...]
     images: Images
     key: str | None  # of the engines; None: not made yet
-    trust: TrustSecrets
+    trust: Legible
     credentials: Credentials | None  # to speak with supervisors; None: not made yet
     addresses: Mapping[str, str]  # of supervisors that can be reached, by replica
     assignments: Mapping[str, str]  # what each replica's pod carries
@@ -118,7 +118,7 @@ async def view(
         profiles=profiles,
         images=images,
         key=engine_key,
-        trust=sight.trust,
+        trust=trust_secrets.read(sight.trust, item),
         credentials=credentials,
         addresses=addresses,
         assignments={pod["metadata"]["name"]: _assignment(pod) for pod in sight.engine_pods},

@@ -23,7 +23,6 @@ from medley.handlers.observing import View
 from medley.handlers.routers import Routers
 from medley.handlers.supervisors import Supervisors
 from medley.kube import status as statuses
-from medley.kube import trust_secrets
 from medley.kube.api import Api
 from medley.kube.events import EventPost
 from medley.kube.manifests import Images
@@ -110,8 +109,7 @@ class Reconciler:
 
     def _measure(self, view: View, decided: Plan) -> None:
         self.metrics.noticed(view.observed.notices)
-        certificates = trust_secrets.read(view.trust, view.item).trust.certificates
-        ends = {each.role: each.expires for each in certificates}
+        ends = {each.role: each.expires for each in view.trust.trust.certificates}
         self.metrics.certified(view.item.metadata.namespace, view.item.metadata.name, ends)
         status, service = decided.status, view.observed.service
         if status is None:

@@ -17,13 +17,12 @@ import aiohttp
 from medley.core import names
 from medley.core.errors import EngineError
 from medley.core.traffic import Counts
+from medley.handlers.asking import answered, url_of
 from medley.planning.ledger import Ledger, forgotten, read
 from medley.telemetry.counts import counts
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT_SECONDS = 2.0
-OK = 200
 SELDOM = timedelta(seconds=5)  # passes come in bursts, and counts are for minutes
 Key = tuple[str, str]  # namespace, name of a service
 
@@ -56,20 +55,7 @@ class Routers:
 
     async def _counts(self, address: str) -> Counts | None:
         try:
-            return counts(await self._scraped(address))
+            return counts(await answered(self._session, "GET", url_of("http", address, self._port, "/metrics")))
         except EngineError as error:
             logger.info("%s: %s", address, error)
             return None
-
-    async def _scraped(self, address: str) -> str:
-        host = f"[{address}]" if ":" in address else address
-        url = f"http://{host}:{self._port}/metrics"
-        try:
-            timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
-            async with self._session.get(url, timeout=timeout) as response:
-                text = await response.text()
-        except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError) as error:
-            raise EngineError(f"GET {url}: {type(error).__name__}: {error}") from error
-        if response.status != OK:
-            raise EngineError(f"GET {url}: {response.status}: {text[:500]}")
-        return text

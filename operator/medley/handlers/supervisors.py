@@ -18,12 +18,10 @@ from pydantic import ValidationError
 from medley.core import names
 from medley.core.errors import EngineError
 from medley.core.identity import Role, dns_name
+from medley.handlers.asking import answered, url_of
 from medley.wire.assignment import DrainRequest, EngineReport
 
 logger = logging.getLogger(__name__)
-
-TIMEOUT_SECONDS = 2.0
-OK = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,25 +66,17 @@ class Supervisors:
     async def _asked(
         self, method: str, address: str, path: str, credentials: Credentials, body: str | None
     ) -> EngineReport:
-        host = f"[{address}]" if ":" in address else address
-        url = f"https://{host}:{self._port}{path}"
+        url = url_of("https", address, self._port, path)
         headers = {"Authorization": f"Bearer {credentials.key}", "Content-Type": "application/json"}
-        try:
-            timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
-            async with self._session.request(
-                method,
-                url,
-                data=body,
-                headers=headers,
-                timeout=timeout,
-                ssl=credentials.context,
-                server_hostname=dns_name(Role.ENGINE),  # addresses come and go with pods
-            ) as response:
-                text = await response.text()
-        except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError) as error:
-            raise EngineError(f"{method} {url}: {type(error).__name__}: {error}") from error
-        if response.status != OK:
-            raise EngineError(f"{method} {url}: {response.status}: {text[:500]}")
+        text = await answered(
+            self._session,
+            method,
+            url,
+            data=body,
+            headers=headers,
+            ssl=credentials.context,
+            server_hostname=dns_name(Role.ENGINE),  # addresses come and go with pods
+        )
         try:
             return EngineReport.model_validate_json(text)
         except ValidationError as error:

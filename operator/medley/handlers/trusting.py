@@ -32,12 +32,12 @@ logger = logging.getLogger(__name__)
 MOST_STEPS = 4
 
 
-async def ensure_trust(api: Api, item: LLMService, secrets: TrustSecrets, now: datetime) -> None:
-    """Bring the Secrets to what is due now."""
-    for complaint in read(secrets, item).complaints:
+async def ensure_trust(api: Api, item: LLMService, legible: Legible, now: datetime) -> None:
+    """Bring the Secrets, of which so much was understood, to what is due now."""
+    for complaint in legible.complaints:
         logger.warning("%s: %s", service_of(item), complaint)
     for _ in range(MOST_STEPS):
-        legible = read(secrets, item)
+        secrets = legible.secrets
         match due(legible.trust, now):
             case Found():
                 logger.info("%s: making a certificate authority", service_of(item))
@@ -56,6 +56,7 @@ async def ensure_trust(api: Api, item: LLMService, secrets: TrustSecrets, now: d
                 return
             case other:
                 assert_never(other)
+        legible = read(secrets, item)
 
 
 def _issued(legible: Legible, item: LLMService, role: Role, issue: Issue, now: datetime) -> Files:

@@ -46,21 +46,10 @@ def new_authority(now: datetime, life: timedelta) -> KeyPair:
     serial = x509.random_serial_number()
     # A name of its own for each, so that verifiers need not try one after another while two are trusted.
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"medley {serial:040x}")])
-    usage = x509.KeyUsage(
-        digital_signature=False,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=True,
-        crl_sign=True,
-        encipher_only=False,
-        decipher_only=False,
-    )
     certificate = (
         x509.CertificateBuilder(name, name, key.public_key(), serial, now - CLOCK_SKEW, now + life)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(usage, critical=True)
+        .add_extension(_usage(authority=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
@@ -72,17 +61,6 @@ def new_certificate(authority: KeyPair, service: str, role: Role, now: datetime,
     issuer, issuer_key = _certificate(authority.certificate), _private_key(authority.private_key)
     key = ec.generate_private_key(ec.SECP256R1())
     names = [x509.DNSName(dns_name(role)), x509.UniformResourceIdentifier(uri(service, role))]
-    usage = x509.KeyUsage(
-        digital_signature=True,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=False,
-        crl_sign=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
     certificate = (
         x509.CertificateBuilder(
             issuer.subject,
@@ -93,7 +71,7 @@ def new_certificate(authority: KeyPair, service: str, role: Role, now: datetime,
             min(now + life, issuer.not_valid_after_utc),
         )
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(usage, critical=True)
+        .add_extension(_usage(authority=False), critical=True)
         .add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
         )
@@ -133,6 +111,21 @@ def issued_by(certificate: str, authority: str) -> bool:
     except (ValueError, TypeError, InvalidSignature):
         return False
     return True
+
+
+def _usage(*, authority: bool) -> x509.KeyUsage:
+    """Return what a key is for: an authority's signs certificates and nothing else, any other's signs handshakes."""
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        encipher_only=False,
+        decipher_only=False,
+    )
 
 
 def _pair(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> KeyPair:

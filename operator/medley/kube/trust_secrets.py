@@ -53,6 +53,7 @@ class TrustSecrets:
 class Legible:
     """What of the Secrets is understood."""
 
+    secrets: TrustSecrets
     trust: Trust
     pairs: Mapping[str, KeyPair]  # authorities by fingerprint
     complaints: tuple[str, ...]  # what is not, one sentence each
@@ -78,7 +79,7 @@ def read(secrets: TrustSecrets, item: LLMService) -> Legible:
         Authority(reading.fingerprint, reading.issued, reading.expires)
         for reading in (certificates.read(pair.certificate) for pair in pairs.values())
     ]
-    return Legible(Trust(tuple(authorities), tuple(found)), pairs, tuple(complaints))
+    return Legible(secrets, Trust(tuple(authorities), tuple(found)), pairs, tuple(complaints))
 
 
 def files_of(secret: Json | None) -> Files | None:

@@ -10,13 +10,22 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class Message(BaseModel):
     """Base of all messages: unknown fields are refused, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def faults_of(error: ValidationError, whole: str, *, most: int | None = None) -> str:
+    """Return what is wrong with a message, `field: fault`, the first `most` of them (None: all) with `; ` between them.
+
+    `whole`: what a fault of no one field is put down to.
+    """
+    faults = error.errors(include_input=False, include_url=False)[:most]
+    return "; ".join(f"{'.'.join(map(str, fault['loc'])) or whole}: {fault['msg']}" for fault in faults)
 
 
 class Assignment(Message):

@@ -39,12 +39,12 @@ ITEM_BYTES: Final = {
     "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "uint8": 1, "int8": 1,
 }  # fmt: skip
 
-_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Host = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[0-9A-Za-z.:_%-]+$")]
 _Port = Annotated[int, Field(ge=1, le=65535)]
-_Count = Annotated[int, Field(ge=0, le=1 << 31)]
+Count = Annotated[int, Field(ge=0, le=1 << 31)]
 _Size = Annotated[int, Field(ge=1, le=1 << 31)]
-_ExportId = Annotated[str, Field(pattern=r"^[0-9A-Za-z-]{1,64}$")]
+ExportId = Annotated[str, Field(pattern=r"^[0-9A-Za-z-]{1,64}$")]
 _RequestId = Annotated[str, Field(min_length=1, max_length=512)]
 _Lease = Annotated[float, Field(gt=0, le=MOST_LEASE_S, allow_inf_nan=False)]
 
@@ -54,14 +54,14 @@ class Source(Message):
 
     host: _Host
     port: _Port
-    pp: _Count  # pipeline and tensor rank
-    tp: _Count
+    pp: Count  # pipeline and tensor rank
+    tp: Count
     layers: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(min_length=1, max_length=MOST_LAYERS)
     ]
-    head_lo: _Count  # first KV head, by its index in the whole model
+    head_lo: Count  # first KV head, by its index in the whole model
     head_n: Annotated[int, Field(ge=1, le=4096)]
-    grant: _Digest  # the worker's own mark: it gives these blocks for this export, and no others
+    grant: Digest  # the worker's own mark: it gives these blocks for this export, and no others
 
 
 class Pins(Message):
@@ -75,16 +75,16 @@ class Ticket(Message):
     """The right to read one request's KV cache until its lease ends, and all that must agree for it to be of use."""
 
     version: Literal[1] = 1
-    export_id: _ExportId
+    export_id: ExportId
     request_id: _RequestId  # as the router named it
-    valid_tokens: _Count  # positions 0 .. valid_tokens - 1 are in the blocks; 0: nothing to carry
-    tokens: _Digest  # `history_digest` of the tokens at those positions
+    valid_tokens: Count  # positions 0 .. valid_tokens - 1 are in the blocks; 0: nothing to carry
+    tokens: Digest  # `history_digest` of the tokens at those positions
     block_size: _Size  # tokens
-    blocks: Annotated[tuple[_Count, ...], Field(max_length=MOST_BLOCKS)]  # the same in every worker, by position
+    blocks: Annotated[tuple[Count, ...], Field(max_length=MOST_BLOCKS)]  # the same in every worker, by position
     dtype: Annotated[str, Field(max_length=32)]  # of an element, PyTorch's name
     content: _Size  # elements of one head at one position: K and V together
-    numerics: _Digest  # of all that decides which numbers an engine computes; equal digests may exchange KV
-    model: _Digest  # identity of configuration and weights
+    numerics: Digest  # of all that decides which numbers an engine computes; equal digests may exchange KV
+    model: Digest  # identity of configuration and weights
     lease_s: _Lease  # from the answer on
     pins: Pins | None = None
     sources: Annotated[tuple[Source, ...], Field(max_length=MOST_WORKERS)] = ()
@@ -127,14 +127,14 @@ class Exported(Message):
 class RenewRequest(Message):
     """Let these exports live for `lease_s` from now. May be repeated."""
 
-    exports: Annotated[tuple[_ExportId, ...], Field(max_length=MOST_REQUESTS)]
+    exports: Annotated[tuple[ExportId, ...], Field(max_length=MOST_REQUESTS)]
     lease_s: _Lease = 30.0
 
 
 class ReleaseRequest(Message):
     """Give these exports' blocks back. May be repeated."""
 
-    exports: Annotated[tuple[_ExportId, ...], Field(max_length=MOST_REQUESTS)]
+    exports: Annotated[tuple[ExportId, ...], Field(max_length=MOST_REQUESTS)]
 
 
 class Held(Message):

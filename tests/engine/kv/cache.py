@@ -15,6 +15,12 @@ GEOMETRY = Geometry(block_size=4, dtype="float16", content=6)
 NUMERICS, MODEL = "1" * 64, "2" * 64
 EXPORT = "export-1"
 
+# What tests of a transport carry: blocks of a source's cache, the last three of which go into these of the target's.
+HOST = "127.0.0.1"
+BLOCKS = 12  # of each cache
+GRANTED = (3, 4, 5, 9, 1)
+INTO = (7, 8, 2)
+
 
 def layers(count: int) -> tuple[str, ...]:
     return tuple(f"model.layers.{index}.attn" for index in range(count))
@@ -60,6 +66,19 @@ def filled(held: Shard, blocks: int) -> HostBlocks:
 
 def content(blocks: HostBlocks) -> dict[str, np.ndarray]:
     return blocks._layers
+
+
+def assert_loaded(cache: HostBlocks) -> None:
+    """What was wanted is where it was wanted, and nothing else was touched."""
+    for name, array in content(cache).items():
+        for block in range(BLOCKS):
+            for head in range(cache.shard.head_n):
+                wanted = (
+                    tokens_of(name, cache.shard.head_lo + head, GRANTED[2 + INTO.index(block)])
+                    if block in INTO
+                    else np.zeros_like(array[block, head])
+                )
+                assert np.array_equal(array[block, head], wanted), (name, block, head)
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,25 @@ import subprocess
 import sys
 import time
 
-import numpy as np
-
 from medley.engine.kv.connections import Connections
 from medley.engine.kv.direct import DirectMemory
 from medley.engine.kv.puller import FailedError, Load, Puller
 from medley.engine.kv.server import Holder, block_answers, pin_answers
-from tests.engine.kv.cache import EXPORT, Address, content, empty, filled, shards, ticket, tokens_of
+from tests.engine.kv.cache import (
+    BLOCKS,
+    EXPORT,
+    GRANTED,
+    HOST,
+    INTO,
+    Address,
+    assert_loaded,
+    content,
+    empty,
+    filled,
+    shards,
+    ticket,
+)
 
-BLOCKS, GRANTED, INTO, HOST = 12, (3, 4, 5, 9, 1), (7, 8, 2), "127.0.0.1"
 SECRET = b"s" * 32
 
 
@@ -33,18 +43,6 @@ def source() -> None:
     sys.stdout.write(json.dumps([worker.port, plain.port, pins.port]) + "\n")
     sys.stdout.flush()
     sys.stdin.read()
-
-
-def assert_loaded(cache) -> None:
-    for name, array in content(cache).items():
-        for block in range(BLOCKS):
-            for head in range(cache.shard.head_n):
-                wanted = (
-                    tokens_of(name, cache.shard.head_lo + head, GRANTED[2 + INTO.index(block)])
-                    if block in INTO
-                    else np.zeros_like(array[block, head])
-                )
-                assert np.array_equal(array[block, head], wanted), (name, block, head)
 
 
 def loaded(held, offered) -> tuple[object, object, DirectMemory]:

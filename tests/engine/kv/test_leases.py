@@ -1,5 +1,6 @@
 """An export's blocks are given back exactly once: by release, or when its lease ends."""
 
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
@@ -69,4 +70,4 @@ def test_no_order_of_calls_loses_or_repeats_a_block():
             self.give_back(self.leases.expire(self.now + 100))
             assert (self.references, len(self.leases)) == (0, 0)
 
-    run_state_machine_as_test(Life)
+    run_state_machine_as_test(Life, settings=settings(max_examples=50))

@@ -7,7 +7,6 @@ import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
 
-import numpy as np
 import pytest
 
 from medley.core.identity import Role
@@ -19,13 +18,22 @@ from medley.engine.kv.puller import Load, Loaded, Puller
 from medley.engine.kv.server import Holder, block_answers, pin_answers
 from medley.testing.certificates import Issuer
 from medley.tls.keyring import Keyring
-from tests.engine.kv.cache import EXPORT, Address, content, empty, filled, shards, ticket, tokens_of
+from tests.engine.kv.cache import (
+    BLOCKS,
+    EXPORT,
+    GRANTED,
+    HOST,
+    INTO,
+    Address,
+    assert_loaded,
+    content,
+    empty,
+    filled,
+    shards,
+    ticket,
+)
 
-BLOCKS = 12  # of each cache
-GRANTED = (3, 4, 5, 9, 1)
-INTO = (7, 8, 2)  # for the last three of them
 STALL_S = 0.5
-HOST = "127.0.0.1"
 
 
 class Source:
@@ -66,18 +74,6 @@ def end(puller: Puller) -> Loaded:
         time.sleep(0.002)
     (one,) = ended
     return one
-
-
-def assert_loaded(cache) -> None:
-    for name, array in content(cache).items():
-        for block in range(BLOCKS):
-            for head in range(cache.shard.head_n):
-                wanted = (
-                    tokens_of(name, cache.shard.head_lo + head, GRANTED[2 + INTO.index(block)])
-                    if block in INTO
-                    else np.zeros_like(array[block, head])
-                )
-                assert np.array_equal(array[block, head], wanted), (name, block, head)
 
 
 @pytest.mark.parametrize("target", [(1, 1), (2, 1), (1, 2), (2, 3), (8, 1)], ids="to tp{0[0]} pp{0[1]}".format)

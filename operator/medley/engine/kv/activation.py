@@ -22,6 +22,13 @@ from medley.engine.plugin.symbols import Symbol, differences
 
 _LOG: Final = logging.getLogger("vllm.medley.kv")
 _INSTALLED: Final = "_medley_kv"
+_CONNECTOR: Final = "MedleyConnector"  # the class in connector.py
+
+# What endpoints.py calls in the engine core, and utilities.py adds to it.
+EXPORT: Final = "medley_export"
+RENEW: Final = "medley_renew"
+RELEASE: Final = "medley_release"
+STATE: Final = "medley_state"
 
 _BASE: Final = "vllm.distributed.kv_transfer.kv_connector.v1.base"
 _CORE: Final = "vllm.v1.engine.core"
@@ -148,13 +155,13 @@ def _connecting(original: Any) -> Any:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.kv_transfer_config is None:
             self.kv_transfer_config = import_module("vllm.config").KVTransferConfig(
-                kv_connector="MedleyConnector",
+                kv_connector=_CONNECTOR,
                 kv_connector_module_path="medley.engine.kv.connector",
                 kv_role="kv_both",
                 kv_load_failure_policy="recompute",  # vLLM's default fails the request
                 kv_connector_extra_config={"mode": str(STANDING.mode)},
             )
-        elif self.kv_transfer_config.kv_connector != "MedleyConnector":
+        elif self.kv_transfer_config.kv_connector != _CONNECTOR:
             reason = "--kv-transfer-config names another connector"
             if STANDING.mode is MigrationMode.LIVE:
                 raise EngineError(f"{VARIABLE}=Live: {reason}; remove it, or choose Auto or Resume")

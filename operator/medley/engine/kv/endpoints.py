@@ -14,8 +14,8 @@ from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
 
 from medley.core.service import MigrationMode
-from medley.engine.kv.activation import STANDING
-from medley.wire.assignment import Message
+from medley.engine.kv.activation import EXPORT, RELEASE, RENEW, STANDING, STATE
+from medley.wire.assignment import Message, faults_of
 from medley.wire.ticket import (
     EXPORT_PATH,
     RELEASE_PATH,
@@ -52,13 +52,13 @@ class KvEndpoints:
         """Add the routes."""
 
         async def export(request: Request) -> Response:
-            return await self._answer("medley_export", ExportRequest, request)
+            return await self._answer(EXPORT, ExportRequest, request)
 
         async def renew(request: Request) -> Response:
-            return await self._answer("medley_renew", RenewRequest, request)
+            return await self._answer(RENEW, RenewRequest, request)
 
         async def release(request: Request) -> Response:
-            return await self._answer("medley_release", ReleaseRequest, request)
+            return await self._answer(RELEASE, ReleaseRequest, request)
 
         async def state() -> Response:
             return Response((await self._state()).model_dump_json(), media_type="application/json")
@@ -86,7 +86,7 @@ class KvEndpoints:
     async def _state(self) -> KvState:
         if STANDING.mode is MigrationMode.RESUME or self._engine is None:
             return KvState(mode=MigrationMode.RESUME, capable=False, reason=STANDING.reason)
-        return KvState.model_validate_json(await self._call("medley_state"))
+        return KvState.model_validate_json(await self._call(STATE))
 
     async def _call(self, utility: str, *arguments: str) -> str:
         return str(await self._engine.engine_core.call_utility_async(utility, *arguments))
@@ -106,6 +106,4 @@ async def _parsed(kind: type[_M], request: Request) -> _M:
     try:
         return kind.model_validate_json(bytes(body or b"{}"))
     except ValidationError as error:
-        faults = error.errors(include_input=False, include_url=False)
-        told = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'body'}: {each['msg']}" for each in faults[:5])
-        raise _RefusedError(422, told) from error
+        raise _RefusedError(422, faults_of(error, "body", most=5)) from error

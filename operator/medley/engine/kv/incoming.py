@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from medley.engine.kv.layout import Geometry, mismatch
 from medley.engine.kv.puller import Load
+from medley.wire.assignment import faults_of
 from medley.wire.ticket import TICKET_PARAMETER, Ticket
 
 
@@ -33,8 +34,7 @@ def accepted(parameters: Any, identity: Identity) -> Ticket | None:
     try:
         ticket = Ticket.model_validate(parameters[TICKET_PARAMETER])
     except ValidationError as error:
-        fault = error.errors(include_input=False, include_url=False)[0]
-        raise RefusedError(f"{'.'.join(map(str, fault['loc'])) or 'ticket'}: {fault['msg']}") from error
+        raise RefusedError(faults_of(error, "ticket", most=1)) from error
     if reason := mismatch(ticket, identity.geometry, identity.numerics, identity.model):
         raise RefusedError(reason)
     return ticket if ticket.valid_tokens else None

@@ -18,15 +18,12 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from medley.engine.kv.layout import Geometry, Shard
-from medley.wire.assignment import Message
-from medley.wire.ticket import ITEM_BYTES, MOST_BLOCKS, MOST_LAYERS
+from medley.wire.assignment import Message, faults_of
+from medley.wire.ticket import ITEM_BYTES, MOST_BLOCKS, MOST_LAYERS, Count, Digest, ExportId
 
 LENGTH: Final = Struct(">I")
 MOST_MESSAGE_BYTES: Final = 4 << 20
 
-_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-_ExportId = Annotated[str, Field(pattern=r"^[0-9A-Za-z-]{1,64}$")]
-_Count = Annotated[int, Field(ge=0, le=1 << 31)]
 _Address = Annotated[int, Field(ge=0, lt=1 << 64)]
 
 
@@ -39,16 +36,16 @@ class ReadRequest(Message):
 
     kind: Literal["read"] = "read"
     version: Literal[1] = 1
-    export_id: _ExportId
-    grant: _Digest
-    granted: Annotated[tuple[_Count, ...], Field(max_length=MOST_BLOCKS)]  # all blocks of the ticket
-    wanted: tuple[_Count, _Count]  # positions [lo, hi) in `granted`
+    export_id: ExportId
+    grant: Digest
+    granted: Annotated[tuple[Count, ...], Field(max_length=MOST_BLOCKS)]  # all blocks of the ticket
+    wanted: tuple[Count, Count]  # positions [lo, hi) in `granted`
     layers: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(min_length=1, max_length=MOST_LAYERS)]
-    head_lo: _Count
+    head_lo: Count
     head_n: Annotated[int, Field(ge=1, le=4096)]
-    block_size: _Count
+    block_size: Count
     dtype: Annotated[str, Field(max_length=32)]
-    content: _Count
+    content: Count
     by: Literal["tcp", "nixl"] = "tcp"  # nixl: say where the bytes are, if you can, and I fetch them
 
 
@@ -57,14 +54,14 @@ class PinQuery(Message):
 
     kind: Literal["pinned?"] = "pinned?"
     version: Literal[1] = 1
-    export_id: _ExportId
+    export_id: ExportId
 
 
 class Remote(Message):
     """Where bytes are in a holder's memory, for a reader that fetches them itself."""
 
     agent: Annotated[str, Field(max_length=1 << 18)]  # NIXL's metadata of the holder, base64
-    pieces: tuple[tuple[_Address, _Count], ...]  # address and bytes, in the order of the wire
+    pieces: tuple[tuple[_Address, Count], ...]  # address and bytes, in the order of the wire
 
 
 class Answer(Message):
@@ -100,7 +97,7 @@ def parse_question(body: bytes) -> ReadRequest | PinQuery:
     try:
         return _QUESTION.validate_json(body)
     except ValidationError as error:
-        raise ProtocolError(_first(error)) from error
+        raise ProtocolError(faults_of(error, "message", most=1)) from error
 
 
 def parse_answer(body: bytes) -> Answer:
@@ -108,7 +105,7 @@ def parse_answer(body: bytes) -> Answer:
     try:
         return Answer.model_validate_json(body)
     except ValidationError as error:
-        raise ProtocolError(_first(error)) from error
+        raise ProtocolError(faults_of(error, "message", most=1)) from error
 
 
 def grant(secret: bytes, export_id: str, blocks: Sequence[int]) -> str:
@@ -140,8 +137,3 @@ def refusal(request: ReadRequest, secret: bytes, shard: Shard, geometry: Geometr
     if len(set(request.layers)) != len(request.layers) or not set(request.layers) <= set(shard.layers):
         return "layers: not all of them are here, or one is asked for twice"
     return ""
-
-
-def _first(error: ValidationError) -> str:
-    fault = error.errors(include_input=False, include_url=False)[0]
-    return f"{'.'.join(str(part) for part in fault['loc']) or 'message'}: {fault['msg']}"

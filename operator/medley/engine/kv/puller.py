@@ -159,8 +159,10 @@ class Puller:
         return total
 
     def _connections_for(self, pull: Pull, load: Load) -> int:
-        size = len(pull.shard.layers) * len(load.into) * slice_bytes(self._blocks.geometry, pull.shard.head_n)
-        return min(MOST_CONNECTIONS, 1 + size // _WORTH_A_CONNECTION)
+        return min(MOST_CONNECTIONS, 1 + self._bytes_of(pull, load) // _WORTH_A_CONNECTION)
+
+    def _bytes_of(self, pull: Pull, load: Load) -> int:
+        return len(pull.shard.layers) * len(load.into) * slice_bytes(self._blocks.geometry, pull.shard.head_n)
 
     def _read(self, running: _Running, pull: Pull) -> int:
         load, ticket = running.load, running.load.ticket
@@ -181,7 +183,7 @@ class Puller:
         running.check()
         with self._connections.to(source.host, source.port) as connection:
             answer = _agreed(connection, request)
-            size = len(pull.shard.layers) * len(load.into) * slice_bytes(self._blocks.geometry, pull.shard.head_n)
+            size = self._bytes_of(pull, load)
             if answer.bytes_total != size:
                 raise FailedError(f"{answer.bytes_total} bytes are offered, {size} were asked for")
             into = self._blocks.writing(pull.shard, load.into)

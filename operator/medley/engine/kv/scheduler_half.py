@@ -94,15 +94,14 @@ class SchedulerHalf:
         if self._alarm is None:
             self._alarm = Alarm(wake, time.monotonic)
         tickets = tuple(self._ticket(request, lease_s) for request in requests)
-        self._alarm.set(self._leases.next_end())
+        self._set_alarm()
         return tickets
 
     def renew(self, export_ids: Sequence[str], lease_s: float) -> Held:
         """Let exports live on."""
         now = time.monotonic()
         there, gone = self._leases.renew(export_ids, now + lease_s, now)
-        if self._alarm is not None:
-            self._alarm.set(self._leases.next_end())
+        self._set_alarm()
         return Held(exports=there, unknown=gone)
 
     def release(self, export_ids: Sequence[str]) -> Held:
@@ -117,8 +116,7 @@ class SchedulerHalf:
         if over:
             _LOG.warning("medley: %d exports ran out and were given back", len(over))
         self._free(over)
-        if self._alarm is not None:
-            self._alarm.set(self._leases.next_end())
+        self._set_alarm()
 
     def state(self) -> KvState:
         """Return what is."""
@@ -188,6 +186,10 @@ class SchedulerHalf:
             self._holder.close()
         if self._alarm is not None:
             self._alarm.close()
+
+    def _set_alarm(self) -> None:
+        if self._alarm is not None:  # there is none before the first export
+            self._alarm.set(self._leases.next_end())
 
     def _ticket(self, request: Request, lease_s: float) -> Ticket:
         assert self._identity is not None, "utilities.py asks for the state first"

@@ -6,21 +6,17 @@ requests are exported: what a ticket says is what the client will have got.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from vllm.v1.engine import EngineCoreRequestType
 from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.request import Request, RequestStatus
 
 from medley.core.service import MigrationMode
+from medley.engine.kv.activation import EXPORT, RELEASE, RENEW, STATE
 from medley.engine.kv.connector import MedleyConnector
 from medley.engine.kv.scheduler_half import SchedulerHalf, external_id
 from medley.wire.ticket import Exported, ExportRequest, KvState, ReleaseRequest, RenewRequest
-
-EXPORT: Final = "medley_export"
-RENEW: Final = "medley_renew"
-RELEASE: Final = "medley_release"
-STATE: Final = "medley_state"
 
 
 def install() -> None:
