@@ -47,7 +47,7 @@ def posting(plane: ControlPlane, identity: Identity = ADMIN) -> Iterator[Callabl
     context = ssl.create_default_context(cafile=str(plane.authority.certificate))
     context.load_cert_chain(kubeconfig.with_suffix(".crt"), kubeconfig.with_suffix(".key"))  # they lie beside it
     addresses = plane.addresses
-    connection = http.client.HTTPSConnection(addresses.host, addresses.port, timeout=10, context=context)
+    connection = http.client.HTTPSConnection(addresses.host, addresses.port, timeout=60, context=context)
 
     def post(path: str, document: Any) -> tuple[int, Any]:
         connection.request("POST", path, json.dumps(document), {"Content-Type": "application/json"})
