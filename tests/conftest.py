@@ -7,7 +7,6 @@ sets it); without them these tests are deselected, and a line says so.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,28 +81,13 @@ def plane() -> Iterator[ControlPlane]:
     It takes seconds to start, and costs something as long as it runs: so there is one a process, for all that need no
     controllers.
     """
-    from e2e.stage import paths
     from e2e.stage.apiserver import ControlPlane
     from e2e.stage.build import build, karpenter_tool
     from e2e.stage.progress import Board
+    from tests.apiserver import with_karpenter
 
     build((karpenter_tool(),), Board())
     with ControlPlane() as control_plane:
         control_plane.apply(ROOT / "crds")
-        control_plane.apply(paths.tool(karpenter_tool()) / "crds")
-        for kind in ("nodepools.karpenter.sh", "nodeclaims.karpenter.sh"):
-            _wait_until_listed(control_plane, kind)
+        with_karpenter(control_plane)
         yield control_plane
-
-
-def _wait_until_listed(plane: ControlPlane, kind: str) -> None:
-    """A CRD is established a moment before its objects can be listed."""
-    from e2e.stage.processes import StageError
-
-    for _ in range(100):
-        try:
-            plane.kubectl("get", kind)
-        except StageError:
-            time.sleep(0.1)
-        else:
-            return

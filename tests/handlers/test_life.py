@@ -22,6 +22,7 @@ from medley.kube.api import (
     Kind,
 )
 from medley.wire.assignment import Assignment
+from tests.apiserver import with_karpenter
 from tests.handlers.world import MODEL, class_manifest, profile_manifest, service_manifest
 
 pytestmark = pytest.mark.apiserver
@@ -316,8 +317,6 @@ async def test_without_karpenter_the_remedy_is_said(here, plane):
         assert (truth, reason) == ("False", "RefusedByCluster")
         assert "AcceleratorClass l4 asks for Karpenter, which this cluster has not" in message
     finally:
-        from tests.handlers.conftest import with_karpenter
-
         with_karpenter(plane)
 
 
