@@ -19,6 +19,7 @@ from e2e.stage.processes import StageError
 _MEDLEY = "/apis/medley.dev/v1alpha1"
 PATHS = {
     "LLMService": f"{_MEDLEY}/namespaces/default/llmservices",
+    "Budget": f"{_MEDLEY}/budgets",
     "AcceleratorClass": f"{_MEDLEY}/acceleratorclasses",
     "PerformanceProfile": f"{_MEDLEY}/performanceprofiles",
     "Migration": f"{_MEDLEY}/namespaces/default/migrations",
