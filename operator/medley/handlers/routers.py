@@ -62,8 +62,7 @@ class Routers:
             return None
 
     async def _scraped(self, address: str) -> str:
-        host = f"[{address}]" if ":" in address else address
-        url = f"http://{host}:{self._port}/metrics"
+        url = f"http://{names.url_host(address)}:{self._port}/metrics"
         try:
             timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
             async with self._session.get(url, timeout=timeout) as response:

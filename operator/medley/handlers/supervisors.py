@@ -68,8 +68,7 @@ class Supervisors:
     async def _asked(
         self, method: str, address: str, path: str, credentials: Credentials, body: str | None
     ) -> EngineReport:
-        host = f"[{address}]" if ":" in address else address
-        url = f"https://{host}:{self._port}{path}"
+        url = f"https://{names.url_host(address)}:{self._port}{path}"
         headers = {"Authorization": f"Bearer {credentials.key}", "Content-Type": "application/json"}
         try:
             timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)

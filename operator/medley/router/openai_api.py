@@ -228,7 +228,7 @@ def _question(asked: _Chat | _Completion, body: dict[str, Any], endpoint: Endpoi
             min_tokens=asked.min_tokens or 0,
         ),
         calls_tools=isinstance(asked, _Chat) and bool(asked.tools) and asked.tool_choice != "none",
-        ignored=tuple(name for name in _WITHOUT_EFFECT if getattr(asked, name, None) is not None),
+        ignored=tuple([name for name in _WITHOUT_EFFECT if body.get(name) is not None]),
     )
 
 
@@ -242,7 +242,7 @@ def _count_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> int
 
 def _json(raw: bytes) -> dict[str, Any]:
     try:
-        body = json.loads(raw, parse_constant=_refuse_constant)
+        body = _DECODER.decode(raw.decode(json.detect_encoding(raw), "surrogatepass"))
     except RecursionError as error:
         raise RequestError(400, "the body is nested too deeply") from error
     except ValueError as error:  # not JSON, or not UTF-8
@@ -254,6 +254,9 @@ def _json(raw: bytes) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _refuse_internal(body: dict[str, Any]) -> None:
