@@ -269,5 +269,8 @@ def _parsed(kind: type[_Answer], status: int, body: bytes, url: str) -> _Answer:
 def connection_pool() -> aiohttp.ClientSession:
     """Return a session for engines: no limit on connections, since every stream holds one."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30), auto_decompress=False, trust_env=False
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+        cookie_jar=aiohttp.DummyCookieJar(),  # engines set none
+        auto_decompress=False,
+        trust_env=False,
     )
