@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import uvloop
@@ -16,8 +17,10 @@ from aiohttp import web
 
 from tests.router.stub_engine import MODEL, TOKENIZER
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
 EVENTS = 50
-_TOKENS = [70 + n % 100 for n in range(EVENTS)]
+_FIRST, _PRINTABLE = 3, 93  # ids of ASCII's printable bytes: each makes text, so each makes a chunk
 _HEAD = {"id": "chatcmpl-0", "object": "chat.completion.chunk", "created": 1, "model": MODEL}
 
 
@@ -25,44 +28,43 @@ def _sse(event: object) -> bytes:
     return b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"
 
 
-def _chat_event(n: int) -> bytes:
-    choice = {"index": 0, "delta": {"content": TOKENIZER.decode([_TOKENS[n]])}, "logprobs": None, "finish_reason": None}
-    return _sse({**_HEAD, "choices": [choice | ({"finish_reason": "length"} if n == EVENTS - 1 else {})]})
+def _chat_event(token: int, reason: str | None) -> bytes:
+    choice = {"index": 0, "delta": {"content": TOKENIZER.decode([token])}, "logprobs": None, "finish_reason": reason}
+    return _sse({**_HEAD, "choices": [choice]})
 
 
-def _generate_event(n: int) -> bytes:
-    reason = "length" if n == EVENTS - 1 else None
-    choice = {"index": 0, "logprobs": None, "finish_reason": reason, "stop_reason": None, "token_ids": [_TOKENS[n]]}
+def _generate_event(token: int, reason: str | None) -> bytes:
+    choice = {"index": 0, "logprobs": None, "finish_reason": reason, "stop_reason": None, "token_ids": [token]}
     return _sse({"request_id": "generate-tokens-0", "usage": None, "output_mode": "tokens", "choices": [choice]})
 
 
-_CHAT = [*(_chat_event(n) for n in range(EVENTS)), b"data: [DONE]\n\n"]
-_GENERATE = [*(_generate_event(n) for n in range(EVENTS)), b"data: [DONE]\n\n"]
-_RENDERED = json.dumps(
-    {"token_ids": list(range(3, 23)), "sampling_params": {"temperature": 0.0, "max_tokens": EVENTS}, "features": None}
-).encode()
+def _stream(event: Callable[[int, str | None], bytes], count: int, pause: float) -> Handler:
+    """Return the handler that streams so many events; `pause`: seconds between them."""
+    made = [event(_FIRST + n % _PRINTABLE, "length" if n == count - 1 else None) for n in range(count)]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for each in made:
+            await response.write(each)
+            if pause:
+                await asyncio.sleep(pause)
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    return answer
 
 
-async def _events(request: web.Request, events: list[bytes]) -> web.StreamResponse:
-    await request.read()
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-    await response.prepare(request)
-    for event in events:
-        await response.write(event)
-    return response
+def _render(count: int) -> Handler:
+    sampling = {"temperature": 0.0, "max_tokens": count}
+    rendered = json.dumps({"token_ids": list(range(3, 23)), "sampling_params": sampling, "features": None}).encode()
 
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        return web.Response(body=rendered, content_type="application/json")
 
-async def _chat(request: web.Request) -> web.StreamResponse:
-    return await _events(request, _CHAT)
-
-
-async def _generate(request: web.Request) -> web.StreamResponse:
-    return await _events(request, _GENERATE)
-
-
-async def _render(request: web.Request) -> web.Response:
-    await request.read()
-    return web.Response(body=_RENDERED, content_type="application/json")
+    return answer
 
 
 async def _models(_: web.Request) -> web.Response:
@@ -77,11 +79,13 @@ async def main() -> None:
     """Serve until killed; write the URL into the file named, then the tokenizer beside it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("file", type=Path)
+    parser.add_argument("--events", type=int, default=EVENTS, help="of one answer")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds between events")
     given = parser.parse_args()
     app = web.Application(client_max_size=2**26)
-    app.router.add_post("/v1/chat/completions", _chat)
-    app.router.add_post("/v1/chat/completions/render", _render)
-    app.router.add_post("/inference/v1/generate", _generate)
+    app.router.add_post("/v1/chat/completions", _stream(_chat_event, given.events, given.pause))
+    app.router.add_post("/v1/chat/completions/render", _render(given.events))
+    app.router.add_post("/inference/v1/generate", _stream(_generate_event, given.events, given.pause))
     app.router.add_get("/v1/models", _models)
     app.router.add_get("/health", _health)
     runner = web.AppRunner(app, access_log=None)

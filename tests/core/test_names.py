@@ -42,3 +42,8 @@ def test_shape_and_offering_keys():
         "l4-pp2",
     ]
     assert str(OfferingKey(Shape("l4", 2), Market.SPOT, "a")) == "l4-tp2/spot/a"
+
+
+def test_only_ipv6_addresses_need_brackets_in_a_url():
+    addresses = ("10.0.0.1", "fd00::1", "engine.medley")
+    assert [names.url_host(each) for each in addresses] == ["10.0.0.1", "[fd00::1]", "engine.medley"]

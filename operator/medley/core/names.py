@@ -155,3 +155,8 @@ def certificates(service: str, role: Role) -> str:
     """Return the name of the Secret with the certificate of a role, which that role's pods mount."""
     suffix = f"-{role}-tls"
     return f"{shortened(service, NAME_LIMIT - len(suffix))}{suffix}"
+
+
+def url_host(address: str) -> str:
+    """Return a host name or IP address as it stands in a URL: IPv6 in brackets."""
+    return f"[{address}]" if ":" in address else address

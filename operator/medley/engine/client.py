@@ -11,6 +11,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from medley.core.errors import EngineError
+from medley.core.names import url_host
 from medley.engine.samples import Sample, sample_from
 from medley.wire.ticket import EXPORT_PATH, STATE_PATH, ExportRequest, KvState
 
@@ -24,14 +25,13 @@ class EngineClient:
     """HTTP to vLLM on this pod: at a port of this machine, or at a socket file where one is given."""
 
     def __init__(self, host: str, port: int, key: str, socket_file: Path | None = None) -> None:
-        address = f"[{host}]" if ":" in host else host
         connector = (
             aiohttp.TCPConnector(limit=4, force_close=True)  # vLLM comes and goes: no stale connections
             if socket_file is None
             else aiohttp.UnixConnector(str(socket_file), limit=4, force_close=True)
         )
         self._session = aiohttp.ClientSession(
-            base_url=f"http://{address}:{port}/",
+            base_url=f"http://{url_host(host)}:{port}/",
             headers={"Authorization": f"Bearer {key}"},
             connector=connector,
             trust_env=False,

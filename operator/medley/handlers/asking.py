@@ -6,6 +6,7 @@ from typing import Any
 
 import aiohttp
 
+from medley.core import names
 from medley.core.errors import EngineError
 
 TIMEOUT_SECONDS = 2.0
@@ -14,8 +15,7 @@ OK = 200
 
 def url_of(scheme: str, address: str, port: int, path: str) -> str:
     """Return the URL of a path at a pod's address, IPv4 or IPv6."""
-    host = f"[{address}]" if ":" in address else address
-    return f"{scheme}://{host}:{port}{path}"
+    return f"{scheme}://{names.url_host(address)}:{port}{path}"
 
 
 async def answered(session: aiohttp.ClientSession, method: str, url: str, **options: Any) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
@@ -70,7 +71,7 @@ class LogprobFormat:
         if self._endpoint is Endpoint.CHAT:
             return {"content": [self._chat(each) for each in logprobs]}
         texts = [self._vocabulary.token(each.token_id)[0] for each in logprobs]
-        offsets = [text_offset + sum(len(text) for text in texts[:n]) for n in range(len(texts))]
+        offsets = list(accumulate(map(len, texts), initial=text_offset))[:-1]
         return {
             "tokens": texts,
             "token_logprobs": [each.logprob for each in logprobs],
@@ -169,21 +170,10 @@ class StreamFormat:
 class WholeChoice:
     """One choice of an answer that is given whole."""
 
-    parts: list[Deliver | Finish] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    finish: Finish | None = None
+    parts: list[Deliver | Finish] = field(default_factory=list)  # the last is a `Finish`
     # As an engine's parsers read it; None: its text is all there is.
     message: dict[str, Any] | None = None
     finish_reason: str | None = None
-
-    def add(self, part: Deliver | Finish) -> None:
-        """Take in what was delivered."""
-        self.parts.append(part)
-        self.text.append(part.text)
-        self.logprobs += part.logprobs
-        if isinstance(part, Finish):
-            self.finish = part
 
 
 def whole_answer(
@@ -201,16 +191,18 @@ def whole_answer(
 
 
 def _choice(endpoint: Endpoint, index: int, choice: WholeChoice, logprobs: LogprobFormat | None) -> dict[str, Any]:
-    assert choice.finish is not None
-    text = "".join(choice.text)
+    finish = choice.parts[-1]
+    assert isinstance(finish, Finish)
+    text = "".join([part.text for part in choice.parts])
+    tokens = [each for part in choice.parts for each in part.logprobs]
     message = choice.message or {"role": "assistant", "content": text}
     said: dict[str, Any] = {"message": {**message, "refusal": None}} if endpoint is Endpoint.CHAT else {"text": text}
     return {
         "index": index,
         **said,
-        "logprobs": None if logprobs is None else logprobs.json(choice.logprobs, 0),
-        "finish_reason": choice.finish_reason or choice.finish.finish_reason,
-        "stop_reason": choice.finish.stop_reason,
+        "logprobs": None if logprobs is None else logprobs.json(tokens, 0),
+        "finish_reason": choice.finish_reason or finish.finish_reason,
+        "stop_reason": finish.stop_reason,
     }
 
 

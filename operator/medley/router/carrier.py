@@ -33,6 +33,7 @@ from medley.wire.generate import FINISHED_BY_ABORT, EngineFault, TokenEvent
 
 # Silence that turned out to be slowness must not repeat for ever: each makes the request twice as patient.
 _MOST_PATIENCE = 64.0
+_DELIVERED = (Deliver, Finish)  # a tuple: a union would be made anew for every token
 
 
 @dataclass(slots=True)
@@ -173,11 +174,11 @@ class Carrier:
         """Feed the engine's events to the conversation until it wants something else than to deliver."""
         async with aclosing(self._engines.generate(attempt.replica.url, issue.call)) as blocks:
             async for events in blocks:
-                for event in _unmerged(events, attempt):
+                for event in _unmerged(events) if attempt.cut else events:
                     if isinstance(event, TokenEvent) and event.token_ids:
                         self._note_tokens(attempt, len(event.token_ids))
                     command = conversation.send(event)
-                    if isinstance(command, Deliver | Finish):
+                    if isinstance(command, _DELIVERED):
                         self._note_delivery(carriage, attempt, len(command.token_ids))
                         carriage.deliver(command)
                     if not isinstance(command, Deliver):
@@ -238,12 +239,10 @@ class Carrier:
         self._metrics.deliveries.tokens += tokens
 
 
-def _unmerged(
-    events: Sequence[TokenEvent | EngineFault | Broken], attempt: Attempt
-) -> Iterator[TokenEvent | EngineFault | Broken]:
+def _unmerged(events: Sequence[TokenEvent | EngineFault | Broken]) -> Iterator[TokenEvent | EngineFault | Broken]:
     """Tell an end that was asked for from others: its last tokens count, and it is no fault of the engine's."""
     for event in events:
-        if isinstance(event, TokenEvent) and event.finish_reason == FINISHED_BY_ABORT and attempt.cut:
+        if isinstance(event, TokenEvent) and event.finish_reason == FINISHED_BY_ABORT:
             if event.token_ids:
                 yield event._replace(finish_reason=None)
             yield Broken(Cause.NOTICE, accepted=True)

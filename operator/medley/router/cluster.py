@@ -98,10 +98,9 @@ def _replica(
             notices.append(notices_of_node(node, now, heard=True))
             silent = is_silent(node, now)
     deadlines = [notice.deadline for notice in notices if notice is not None]
-    host = f"[{address}]" if ":" in address else address
     return Replica(
         name=meta["name"],
-        url=f"{scheme}://{host}:{names.PORT_ENGINE}",
+        url=f"{scheme}://{names.url_host(address)}:{names.PORT_ENGINE}",
         shape=meta.get("labels", {}).get(names.LABEL_SHAPE, ""),
         max_running=_max_running(meta.get("annotations", {}).get(names.ANNOTATION_MAX_RUNNING)),
         ready=probed_ready(pod),
@@ -208,15 +207,10 @@ async def _learn_capabilities(seen: _Seen, engines: EngineClient, refresh: Calla
     while True:
         for pod in list((seen.pods or {}).values()):
             uid, address = pod["metadata"].get("uid", ""), pod.get("status", {}).get("podIP")
-            ready = any(
-                c.get("type") == "Ready" and c.get("status") == "True"
-                for c in pod.get("status", {}).get("conditions") or ()
-            )
-            if not ready or not address or uid in seen.capabilities:
+            if not address or uid in seen.capabilities or not probed_ready(pod):
                 continue
-            host = f"[{address}]" if ":" in address else address
             try:
-                text = await engines.text(f"{engines.scheme}://{host}:{names.PORT_CONTROL}/v1/state")
+                text = await engines.text(f"{engines.scheme}://{names.url_host(address)}:{names.PORT_CONTROL}/v1/state")
                 seen.capabilities[uid] = frozenset(EngineReport.model_validate_json(text).capabilities)
             except (EngineError, ValidationError) as error:
                 logger.debug("asking %s for its capabilities: %s", pod["metadata"]["name"], error)

@@ -62,29 +62,40 @@ class _Outbox:
     """What carriers delivered and the client has not taken yet."""
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._pieces: list[bytes] = []
-        self._filled = asyncio.Event()
+        self._taker: asyncio.Future[None] | None = None  # who waits for bytes
         self._closed = False
 
     def put(self, piece: bytes) -> None:
         """Add bytes; never blocks."""
         if piece:
             self._pieces.append(piece)
-            self._filled.set()
+            self._wake()
 
     def close(self) -> None:
         """No more will come."""
         self._closed = True
-        self._filled.set()
+        self._wake()
 
     async def take(self) -> bytes:
         """Wait for bytes and return all there are; empty: no more will come."""
         if not self._pieces and not self._closed:
-            self._filled.clear()
-            await self._filled.wait()
+            self._taker = self._loop.create_future()
+            await self._taker
         taken = b"".join(self._pieces)
         self._pieces.clear()
         return taken
+
+    def _wake(self) -> None:
+        if self._taker is not None and not self._taker.done():
+            self._taker.set_result(None)
+
+
+class _EventStream(web.StreamResponse):
+    """Its headers go out in one write with the first token, which is there when they are."""
+
+    _send_headers_immediately = False
 
 
 class Delivery:
@@ -118,7 +129,7 @@ class Delivery:
             first = await outbox.take()
             if not first and (fault := carried.result()) is not None:
                 raise RequestError(fault.code, fault.message, fault.param)
-            response = web.StreamResponse(headers=self._headers(ready))
+            response = _EventStream(headers=self._headers(ready))
             response.content_type = "text/event-stream"
             await response.prepare(request)
             await response.write(first)
@@ -165,6 +176,8 @@ class Delivery:
     async def _carry_and_read(
         self, ready: Ready, deliver: Sequence[Deliverer], parsers: Sequence[ParsedStream]
     ) -> EngineFault | None:
+        if not parsers:
+            return await self._carry(ready, deliver)
         async with asyncio.TaskGroup() as group:
             reading = [group.create_task(each.run()) for each in parsers]
             fault = await self._carry(ready, deliver)
@@ -184,7 +197,7 @@ class Delivery:
         def deliverer(choice: WholeChoice) -> Deliverer:
             def deliver(part: Deliver | Finish) -> None:
                 ready.usage.completion_tokens += len(part.token_ids)
-                choice.add(part)
+                choice.parts.append(part)
 
             return deliver
 

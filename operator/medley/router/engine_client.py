@@ -6,7 +6,7 @@ Called by `carrier` and `server`. Translates what can go wrong with a connection
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -59,6 +59,7 @@ _OK = 200
 _NOT_FOUND = 404
 _SERVER_ERROR = 500
 _READ_BUFFER_BYTES = 2**16
+_UNBOUNDED = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)  # silence is judged by `fleet`
 
 # What went wrong with a connection, or with what came over it.
 _CONNECTION_ERRORS = (aiohttp.ClientError, ConnectionError, OSError, EngineError, TimeoutError)
@@ -101,7 +102,9 @@ class EngineClient:
         """How URLs of engines begin, of all ports but the open one."""
         return "http" if self._keyring is None else "https"
 
-    async def generate(self, url: str, call: GenerateCall) -> AsyncGenerator[list[TokenEvent | EngineFault | Broken]]:
+    async def generate(
+        self, url: str, call: GenerateCall
+    ) -> AsyncGenerator[Sequence[TokenEvent | EngineFault | Broken]]:
         """Yield the events of a call as they come, those that came together in one list; the last may be `Broken`.
 
         Ends after an event with a finish reason, a fault or a break. Closing the generator aborts the request.
@@ -113,17 +116,17 @@ class EngineClient:
                 "POST",
                 url + GENERATE_PATH,
                 data=call.body(),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+                timeout=_UNBOUNDED,
                 read_bufsize=_READ_BUFFER_BYTES,
             ) as response:
                 if response.status != _OK:
                     yield [parse_fault(response.status, await response.read())]
                     return
                 accepted = True
-                async for block in response.content.iter_any():
+                while block := await response.content.readany():
                     events = parse_events(splitter.feed(block))
                     if events:
-                        yield [*events]
+                        yield events
         except aiohttp.ClientConnectorError:
             yield [Broken(Cause.UNREACHABLE, accepted=False)]
         except aiohttp.ConnectionTimeoutError:
@@ -218,7 +221,7 @@ class EngineClient:
 
     async def models(self, url: str) -> tuple[Served, ...]:
         """Return what an engine serves; `EngineError` if it does not answer."""
-        answer = await self._get(url + MODELS_PATH)
+        answer = _good(*await self._ask("GET", url + MODELS_PATH, PROBE_SECONDS), url + MODELS_PATH)
         try:
             return tuple(
                 Served(each["id"], int(each.get("max_model_len") or 0), each.get("parent") is not None)
@@ -229,18 +232,7 @@ class EngineClient:
 
     async def text(self, url: str) -> str:
         """Return the body of a GET; `EngineError` if there is none."""
-        return (await self._get(url)).decode(errors="replace")
-
-    async def _get(self, url: str) -> bytes:
-        try:
-            timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
-            async with self._request("GET", url, timeout=timeout) as response:
-                body = await response.read()
-                if response.status != _OK:
-                    raise EngineError(f"getting {url}: status {response.status}: {body[:200].decode(errors='replace')}")
-                return body
-        except (aiohttp.ClientError, OSError) as error:
-            raise EngineError(f"getting {url}: {error or type(error).__name__}") from error
+        return _good(*await self._ask("GET", url, PROBE_SECONDS), url).decode(errors="replace")
 
     def _request(self, method: str, url: str, **options: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         if self._keyring is not None:
@@ -261,11 +253,15 @@ def _is_the_engines(code: int) -> bool:
     return code >= _SERVER_ERROR or code in {401, 403, 404, 429}
 
 
-def _parsed(kind: type[_Answer], status: int, body: bytes, url: str) -> _Answer:
+def _good(status: int, body: bytes, url: str) -> bytes:
     if status != _OK:
         raise EngineError(f"asking {url}: status {status}: {body[:200].decode(errors='replace')}")
+    return body
+
+
+def _parsed(kind: type[_Answer], status: int, body: bytes, url: str) -> _Answer:
     try:
-        return kind.model_validate_json(body)
+        return kind.model_validate_json(_good(status, body, url))
     except ValidationError as error:
         raise EngineError(f"reading {url}: {error.errors(include_url=False)[:2]}") from error
 
@@ -273,5 +269,8 @@ def _parsed(kind: type[_Answer], status: int, body: bytes, url: str) -> _Answer:
 def connection_pool() -> aiohttp.ClientSession:
     """Return a session for engines: no limit on connections, since every stream holds one."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30), auto_decompress=False, trust_env=False
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+        cookie_jar=aiohttp.DummyCookieJar(),  # engines set none
+        auto_decompress=False,
+        trust_env=False,
     )

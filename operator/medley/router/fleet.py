@@ -7,7 +7,7 @@ Sources (`cluster`, `static`) replace the immutable `FleetView`; `admission` pla
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from medley.core.workload import Bucket
@@ -100,15 +100,11 @@ class Fleet:
 
     def place(self, wanted: Wanted) -> Replica | None:
         """Return the replica for one more request, or None: no room now."""
-        held = self.prefixes.held(wanted.keys) if wanted.keys else {}
-        candidates = [
-            replace(each, prefix_tokens=held[each.name]) if each.name in held else each
-            for each in self.candidates()
-            if wanted.adapter is None or wanted.adapter in self.knowledge.adapters.get(each.name, ())
-        ]
+        serves = self.knowledge.serves
+        candidates = [each for each in self.candidates(wanted.keys) if serves(each.name, wanted.adapter)]
         others = [each for each in candidates if each.name != wanted.avoid]
         placement = self._placement(wanted, others or candidates)
-        if placement is None and others:
+        if placement is None and len(others) < len(candidates):
             placement = self._placement(wanted, candidates)
         if placement is None:
             return None
@@ -120,12 +116,14 @@ class Fleet:
         slack = max(LEAST_SLACK_REQUESTS, wanted.per_minute * SLACK_OF_A_MINUTE)
         return place(self.view.table, wanted.bucket, candidates, self._credit, slack=slack, size=size)
 
-    def candidates(self) -> list[Candidate]:
-        """Return the replicas that new requests may go to. One that broke is tried with one request at a time.
+    def candidates(self, keys: Keys = ()) -> list[Candidate]:
+        """Return the replicas that new requests may go to, and what they hold of the prompt with these keys.
 
+        One that broke is tried with one request at a time.
         One whose node is silent is taken only where there is no other: after an outage of the API server all are.
         """
         now = self._clock()
+        held = self.prefixes.held(keys)
         found: list[Candidate] = []
         silent: list[Candidate] = []
         for replica in self.view.replicas.values():
@@ -135,7 +133,7 @@ class Fleet:
             running = len(self._attempts.get(replica.name, ()))
             most = 1 if suspect else replica.max_running
             work = self._work.get(replica.name, 0.0)
-            candidate = Candidate(replica.name, replica.shape, running, most, work)
+            candidate = Candidate(replica.name, replica.shape, running, most, work, held.get(replica.name, 0))
             (silent if replica.silent else found).append(candidate)
         return found or silent
 

@@ -56,6 +56,10 @@ class Knowledge:
         """Return the adapters that some engine serves."""
         return frozenset[str]().union(*self.adapters.values())
 
+    def serves(self, replica: str, adapter: str | None) -> bool:
+        """Say whether a replica serves an adapter; None is the model itself, which every replica serves."""
+        return adapter is None or adapter in self.adapters.get(replica, ())
+
     def prefilled(self, attempt: Attempt) -> None:
         """Take in how long a first token took: of a prompt that was computed, and is long enough to tell."""
         assert attempt.first_token is not None

@@ -21,6 +21,7 @@ import uvloop
 from aiohttp import web
 
 from medley.core.errors import EngineError, InvalidInputError
+from medley.core.names import url_host
 from medley.router import cluster, kv_states, static
 from medley.router.admission import Admission
 from medley.router.carrier import Carrier
@@ -151,7 +152,7 @@ def _listening(runner: web.AppRunner) -> str:
     names = []
     for host, port, *_ in runner.addresses:
         everywhere = {EVERYWHERE: " (every IPv4 address)", "::": " (every IPv6 address)"}.get(host, "")
-        names.append(f"http://{f'[{host}]' if ':' in host else host}:{port}{everywhere}")
+        names.append(f"http://{url_host(host)}:{port}{everywhere}")
     return ", ".join(names)
 
 

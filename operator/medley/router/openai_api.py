@@ -165,7 +165,13 @@ class _Chat(_Common):
 
 
 class _Completion(_Common):
-    prompt: str | list[str] | list[_TokenId] | list[list[_TokenId]]
+    # Without `fail_fast` pydantic words a complaint for each token id of a prompt: that it is no string, nor a list.
+    prompt: (
+        str
+        | Annotated[list[str], Field(fail_fast=True)]
+        | list[_TokenId]
+        | Annotated[list[list[_TokenId]], Field(fail_fast=True)]
+    )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
 
@@ -228,21 +234,23 @@ def _question(asked: _Chat | _Completion, body: dict[str, Any], endpoint: Endpoi
             min_tokens=asked.min_tokens or 0,
         ),
         calls_tools=isinstance(asked, _Chat) and bool(asked.tools) and asked.tool_choice != "none",
-        ignored=tuple(name for name in _WITHOUT_EFFECT if getattr(asked, name, None) is not None),
+        ignored=tuple([name for name in _WITHOUT_EFFECT if body.get(name) is not None]),
     )
 
 
 def _count_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> int:
     if isinstance(prompt, str):
         return 1
-    if not prompt or any(isinstance(each, list) and not each for each in prompt):
+    if prompt and isinstance(prompt[0], int):
+        return 1
+    if not prompt or [] in prompt:
         raise RequestError(400, "prompt: expected text or token ids, got an empty list", "prompt")
-    return 1 if isinstance(prompt[0], int) else len(prompt)
+    return len(prompt)
 
 
 def _json(raw: bytes) -> dict[str, Any]:
     try:
-        body = json.loads(raw, parse_constant=_refuse_constant)
+        body = _DECODER.decode(raw.decode(json.detect_encoding(raw), "surrogatepass"))
     except RecursionError as error:
         raise RequestError(400, "the body is nested too deeply") from error
     except ValueError as error:  # not JSON, or not UTF-8
@@ -256,6 +264,12 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+_NESTED = (dict, list)  # a tuple: a union would be made anew for each of a long prompt's token ids
+
+
 def _refuse_internal(body: dict[str, Any]) -> None:
     """Refuse internal fields however deep; a stack, since the depth is the client's choice."""
     left: list[Any] = [body]
@@ -266,7 +280,7 @@ def _refuse_internal(body: dict[str, Any]) -> None:
                 raise RequestError(400, f"{name}: an internal field that clients may not set; leave it out", name)
             left.extend(here.values())
         elif isinstance(here, list):
-            left.extend(each for each in here if isinstance(each, dict | list))
+            left.extend([each for each in here if isinstance(each, _NESTED)])
 
 
 def _refuse(error: ValidationError) -> NoReturn:

@@ -26,6 +26,13 @@ _REMEMBERED_SECONDS = 60.0
 _MOST_REMEMBERED = 256
 
 
+class NobodyReadyError(RequestError):
+    """No engine rendered the prompt before the deadline."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(503, f"no engine was ready before the deadline: {why}")
+
+
 @dataclass(frozen=True, slots=True)
 class _Remembered:
     rendered: Rendered  # of another prompt
@@ -47,6 +54,7 @@ class Rendering:
     ) -> tuple[Rendered, ...]:
         """Have an engine make token ids and sampling parameters; the deadline bounds the tries.
 
+        `NobodyReadyError` when it has passed, `RequestError` where the engine finds the request at fault.
         `model` is asked for when an engine is ready: it may not be known before.
         """
         key = _key(question, adapter)
@@ -70,7 +78,7 @@ class Rendering:
                             self._remember(key, question, answer)
                         return answer
             await asyncio.sleep(_PAUSE_SECONDS)
-        raise RequestError(503, f"no engine was ready before the deadline: {self._missing() or 'engines broke'}")
+        raise NobodyReadyError(self._missing() or "engines broke")
 
     async def derender(self, deadline: float, body: dict[str, Any]) -> dict[str, Any] | EngineFault:
         """Have an engine's parsers read what was made; the deadline bounds the tries."""
@@ -87,8 +95,8 @@ class Rendering:
 
     def _replica(self, tried: str | None, adapter: str | None) -> tuple[str, str] | None:
         """Return name and URL of the replica with the least to do, another one than was just tried if there is one."""
-        adapters = self._fleet.knowledge.adapters
-        able = [each for each in self._fleet.candidates() if adapter is None or adapter in adapters.get(each.name, ())]
+        serves = self._fleet.knowledge.serves
+        able = [each for each in self._fleet.candidates() if serves(each.name, adapter)]
         if not able:
             return None
         name = min(able, key=lambda each: (each.name == tried, each.running, each.name)).name

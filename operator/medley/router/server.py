@@ -19,13 +19,12 @@ from medley.router.engine_client import EngineClient
 from medley.router.fleet import Fleet
 from medley.router.metrics import RouterMetrics
 from medley.router.openai_api import Endpoint, Question, RequestError, parse_question
-from medley.router.rendering import Rendering
+from medley.router.rendering import NobodyReadyError, Rendering
 from medley.router.session import Choice
 from medley.router.text import Vocabulary
 
 MAX_BODY_BYTES = 16 * 2**20
 _SEEDS = 2**63
-_NOBODY_READY = 503
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -173,9 +172,8 @@ class RouterServer:
         deadline = arrived + self._options.request_timeout.total_seconds()
         try:
             rendered = await self._rendering.render(question, lambda: self._serving.model, adapter, deadline)
-        except RequestError as error:
-            if error.status == _NOBODY_READY:
-                self._metrics.turned_away(question.prompts * question.n)
+        except NobodyReadyError:
+            self._metrics.turned_away(question.prompts * question.n)
             raise
         vocabulary, model = self._serving.vocabulary, self._serving.model
         assert vocabulary is not None

@@ -48,6 +48,8 @@ _PLAIN_EVENT = re.compile(
     rb'(?:,"routed_experts":null)?(?:,"sampling_mask":null)?(?:,"weight_versions":null)?(?:,"logprobs":null)?\}\]\}'
 )
 
+_compact = json.JSONEncoder(separators=(",", ":")).encode
+
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
@@ -84,7 +86,7 @@ class GenerateCall:
             body["model"] = self.model
         if self.ticket is not None:
             body["kv_transfer_params"] = {TICKET_PARAMETER: self.ticket.model_dump(mode="json")}
-        return json.dumps(body, separators=(",", ":")).encode()
+        return _compact(body).encode()
 
 
 class TokenLogprob(NamedTuple):
@@ -191,9 +193,13 @@ def _fault(error: Any) -> EngineFault:
 
 
 def _ids(token_ids: Any) -> list[int]:
-    if not isinstance(token_ids, list) or not all(type(each) is int and each >= 0 for each in token_ids):
-        raise TypeError("token_ids: expected whole numbers from 0 up")
-    return token_ids
+    if isinstance(token_ids, list):
+        for each in token_ids:
+            if type(each) is not int or each < 0:
+                break
+        else:
+            return token_ids
+    raise TypeError("token_ids: expected whole numbers from 0 up")
 
 
 def _reason(reason: Any) -> str | None:
@@ -203,14 +209,14 @@ def _reason(reason: Any) -> str | None:
 
 
 def _logprobs(content: Sequence[Mapping[str, Any]]) -> tuple[TokenLogprob, ...]:
-    return tuple(
+    return tuple([
         TokenLogprob(
             entry["token_id"],
             entry["logprob"],
-            tuple((top["token_id"], top["logprob"]) for top in entry.get("top_logprobs") or ()),
+            tuple([(top["token_id"], top["logprob"]) for top in entry.get("top_logprobs") or ()]),
         )
         for entry in content
-    )
+    ])  # fmt: skip
 
 
 def _merged(events: Sequence[TokenEvent | EngineFault]) -> list[TokenEvent | EngineFault]:
