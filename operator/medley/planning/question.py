@@ -19,7 +19,7 @@ from medley.core.errors import InvalidInputError
 from medley.core.latency import LatencyModel
 from medley.core.profiles import Profile
 from medley.core.service import AllocationMode, Histogram, RoutingKnowledge, Service
-from medley.core.workload import MELANGE_GRID, Bucket, Demand, SizeGrid
+from medley.core.workload import MELANGE_GRID, Bucket, Demand, SizeGrid, Slo
 from medley.planning.burstiness import life_s
 from medley.planning.changes import in_the_objective
 from medley.planning.ignorance import Class, arrivals, blind
@@ -74,7 +74,7 @@ def ask(
     longest = _longest(service, of_model)
     served = traffic.demand if traffic is not None else demand if demand is not None else forecast(service, longest)
     fitting, out = _fitting(service, chosen, of_model)
-    judged = tuple(sustained(profile, service.slo, served.grid, longest=longest) for profile in fitting)
+    judged = tuple(_sustained(profile, service.slo, served.grid, longest) for profile in fitting)
     able = tuple(each.throughput for each in judged if each.throughput.requests_per_second)
     offer = on_offer(
         chosen, (each.shape for each in able), zones=service.zones, spot=service.spot.use, withheld=withheld
@@ -167,6 +167,12 @@ def _dispersion(
         return 1.0
     lives = (life_s(model, service.slo, mix) for _, model in models)
     return traffic.dispersion(max((life for life in lives if life is not None), default=0.0))
+
+
+# It is the same whatever rate is asked for, and takes longer than most answers.
+@lru_cache(maxsize=256)
+def _sustained(profile: Profile, slo: Slo, grid: SizeGrid, longest: int) -> Sustained:
+    return sustained(profile, slo, grid, longest=longest)
 
 
 # How full replicas may be does not depend on the fleet that exists, so a pass over a service that did not change, and
