@@ -56,7 +56,6 @@ def test_a_first_day_changes_the_fleet_no_more_often():
     fleets, standing = operated([NIGHT * each for each in today], MIDNIGHT, Standing(), seed=5, every=10)
     found = paid(by_night(NIGHT), fleets[HOUR:], today[HOUR:], fleets[HOUR - 1])
     assert found.changes <= CHANGES_PER_DAY
-    assert found.five_minutes_above == 0
     assert standing.days.changes_on(MIDNIGHT) <= CHANGES_PER_DAY
 
 
@@ -64,10 +63,11 @@ class TestDays:
     """What is remembered of days."""
 
     def test_a_half_hour_counts_once_it_was_heard_in_full(self):
-        ledger, now = heard(60), MIDNIGHT + 60 * MINUTE
-        found = remembered(None, ledger, now)
-        assert found == Days((10.0, 10.0, *[None] * 46), 0.0, 2, now)
-        assert remembered(found, ledger, now) == found
+        first = remembered(None, heard(31), MIDNIGHT + 31 * MINUTE)
+        assert first == Days((10.0, *[None] * 47), 0.0, 1, MIDNIGHT + 30 * MINUTE)
+        assert remembered(first, heard(59), MIDNIGHT + 59 * MINUTE) == first
+        second = remembered(first, heard(60), MIDNIGHT + 60 * MINUTE)
+        assert second == Days((10.0, 10.0, *[None] * 46), 0.0, 2, MIDNIGHT + 60 * MINUTE)
         late = heard(20, begun=MIDNIGHT + 15 * MINUTE)
         assert remembered(None, late, MIDNIGHT + 35 * MINUTE) == Days()
 
@@ -124,8 +124,8 @@ class TestCautious:
             pytest.param([10.0] * 6, 10.5, 10.5, id="as planned"),
             pytest.param([10.4] * 6, 10.5, 10.5, id="less than is planned for, though not by the margin"),
             pytest.param([12.0] * 6, 10.5, 1.05 * 12 * 3**0.2, id="more: with a quarter to spare"),
-            pytest.param([10.0] * 6, 19.0, 19.0, id="less, by hardly more than that"),
-            pytest.param([10.0] * 6, 25.0, 1.1**28, id="far less"),
+            pytest.param([10.0] * 6, 16.0, 16.0, id="less, by hardly more than that"),
+            pytest.param([10.0] * 6, 25.0, 1.1**27, id="far less"),
             pytest.param([10.0] * 5, 25.0, 25.0, id="far less, for less than half an hour"),
         ],
     )

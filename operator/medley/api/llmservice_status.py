@@ -109,6 +109,8 @@ class PlanStatus(Observed):
     """How far from the optimum the plan may be at most: 0%."""
     not_used: tuple[NotUsed, ...] = ()
     """For every class not used, why."""
+    doubts: tuple[str, ...] = ()
+    """What is not shown to hold: shapes that may be fuller than the promise allows."""
     infeasible: Infeasible | None = None
     """Set if the demand cannot be met."""
     computed_at: datetime | None = None

@@ -195,13 +195,10 @@ def _unprofiled(proposal: Proposal) -> list[str]:
 def _feasible(proposal: Proposal) -> Verdict:
     found = proposal.infeasible
     if found is None:
-        cost = f"{proposal.allocation.usd_per_hour:.2f} USD per hour"
-        return Verdict(
-            Condition.PLAN_FEASIBLE,
-            Truth.TRUE,
-            Reason.PLANNED,
-            f"{proposal.allocation.total_replicas} replicas for {cost}",
-        )
+        plan = f"{proposal.allocation.total_replicas} replicas for {proposal.allocation.usd_per_hour:.2f} USD per hour"
+        doubts = "; ".join(proposal.doubts)
+        remedy = f"in doubt: {doubts}; loosen spec.slo or leave the class out" if doubts else ""
+        return Verdict(Condition.PLAN_FEASIBLE, Truth.TRUE, Reason.PLANNED, _joined(plan, remedy))
     return Verdict(Condition.PLAN_FEASIBLE, Truth.FALSE, infeasible_reason(found), found.message)
 
 

@@ -1,6 +1,6 @@
-"""How a service's traffic usually goes over a day, learnt from what its routers counted, and how often its fleet changed.
+"""How a service's traffic usually goes over a day, learnt from what routers counted, and how often its fleet changed.
 
-    days = remembered(had, ledger, now)                # half hours that are over, each once
+    days = remembered(had, ledger, now)                # the last half hour that is over, once
     usual = days.usual(now)                            # requests/s; None until every half hour of a day was seen
 
 Called by `proposal`. It lives in the service's status, so it outlives the operator: 48 rates and five figures. A half
@@ -9,13 +9,14 @@ hour that nobody heard in full changes nothing: unknown is not zero. Days are th
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 
-from medley.planning.ledger import KEPT, Ledger
+from medley.planning.ledger import Ledger
 from medley.planning.traffic import WINDOW
 
 HALF_HOUR = timedelta(minutes=30)
@@ -65,15 +66,10 @@ class Days:
 
 
 def remembered(had: Days | None, ledger: Ledger, now: datetime) -> Days:
-    """Return what is remembered once the half hours that are over, and were heard in full, are part of it."""
+    """Return what is remembered once the last half hour that is over is part of it, if it was heard in full."""
     days = had or Days()
     last = midnight(now) + (now - midnight(now)) // HALF_HOUR * HALF_HOUR
-    # The ledger reaches back KEPT, so that a pass which comes late still finds the one before.
-    for number in reversed(range(KEPT // HALF_HOUR)):
-        end = last - number * HALF_HOUR
-        if days.until is None or end > days.until:
-            days = _with(days, ledger, end)
-    return days
+    return _with(days, ledger, last) if days.until is None or last > days.until else days
 
 
 def _with(days: Days, ledger: Ledger, end: datetime) -> Days:
@@ -87,20 +83,20 @@ def _with(days: Days, ledger: Ledger, end: datetime) -> Days:
     new = rate if old is None else old + (rate - old) / weight
     rates = (*days.rates[:place], _rounded(new), *days.rates[place + 1 :])
     # Of neighbours, so that the rise and fall of the day is no noise.
-    steps = [(b - a) ** 2 / 2 for a, b in zip(windows, windows[1:], strict=False)]
+    steps = [(b - a) ** 2 / 2 for a, b in itertools.pairwise(windows)]
     variance = math.fsum(steps) / len(steps) / rate**2 if rate else days.spread**2
     mixed = days.spread**2 + (variance - days.spread**2) / min(days.seen + 1, HALF_HOURS * _REMEMBERED)
     return replace(days, rates=rates, spread=_rounded(math.sqrt(max(mixed, 0.0))), seen=days.seen + 1, until=end)
 
 
 def _windows(ledger: Ledger, end: datetime) -> Iterator[float]:
-    """Yield requests/s of the windows of the half hour that ends then, oldest first; none where it was not all heard."""
+    """Yield requests/s of the windows of the half hour that ends then, oldest first; none if it was not all heard."""
     times = [each.at for each in ledger.totals]
     edges = [end - HALF_HOUR + number * WINDOW for number in range(HALF_HOUR // WINDOW + 1)]
     read = [bisect_right(times, edge) - 1 for edge in edges]
     if not times or read[0] < 0 or any(edge - times[each] > WINDOW / 2 for each, edge in zip(read, edges, strict=True)):
         return
-    for a, b in zip(read, read[1:], strict=False):
+    for a, b in itertools.pairwise(read):
         seconds = (times[b] - times[a]).total_seconds()
         yield (ledger.totals[b].arrived - ledger.totals[a].arrived) / seconds
 

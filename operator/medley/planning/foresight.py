@@ -3,9 +3,9 @@
     rungs = ladder(problem, least, most)                       # the cheapest fleet for every rate in between
     found = followed(rungs, past, day, look=5)                 # a day decided as it comes, by its outlook
 
-The ladder is the operator's (`pace`); days that are known whole, or decided as they come, are those of tests and
-`bench/changes.py`. `hindsight` is the best schedule for a day that is known, the judge of all others. Demand is a multiple of the
-problem's own, sizes staying as they are. Pure. Derivations: docs/allocation.md, "What a change costs".
+The ladder is the operator's (`pace`); days decided step by step are those of tests and `bench/changes.py`. `hindsight`
+is the best schedule for a day that is known, the judge of all others. Demand is a multiple of the problem's own, sizes
+staying as they are. Pure. Derivations: docs/allocation.md, "What a change costs".
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def ladder(problem: AllocationProblem, least: float, most: float, *, apart: floa
     """Return every fleet that is cheapest for some multiple of the demand between `least` and `most`.
 
     One solve per fleet: what a fleet serves is worked out exactly, and the next is asked for just beyond, or for a
-    demand `apart` times that asked for before, if that is more. It ends early where the bounds allow no more. Raises InvalidInputError if not even the least can be served.
+    demand `apart` times that asked for before, if that is more. It ends early where the bounds allow no more.
+    Raises InvalidInputError if not even the least can be served.
     """
     if not 0 < least <= most:
         raise InvalidInputError("demand", f"expected 0 < least <= most, got {least} and {most}")

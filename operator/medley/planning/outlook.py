@@ -1,8 +1,9 @@
 """What a day still costs, and so which fleet to have now: the usual course, its noise, the changes left.
 
-Called by `pace`, for the operator, and by `foresight.followed`. Backwards over the steps of a day (dynamic programming over chance): before a step's
-demand is seen, each fleet and each number of changes left has a cost to expect; once it is seen, a fleet that serves it
-is chosen that costs least from there on. Only what a change costs and how many there may be is given. Pure.
+Called by `pace`, for the operator, and by `foresight.followed`. Backwards over the steps of a day (dynamic programming
+over chance): before a step's demand is seen, each fleet and each number of changes left has a cost to expect; once it
+is seen, a fleet that serves it is chosen that costs least from there on. Only what a change costs and how many there
+may be is given. Pure.
 Derivation: docs/allocation.md, "What a change costs".
 """
 

@@ -35,8 +35,8 @@ _STEP = timedelta(minutes=10)
 _STEPS = timedelta(days=1) // _STEP
 _HOUR = timedelta(hours=1)
 _A_DAY = datetime(2000, 1, 1, tzinfo=UTC)
-# Fleets that a day is thought of in, at most: by equal factors of the rate, from that of its quietest half hour to above
-# its busiest.
+# Fleets that a day is thought of in, at most: by equal factors of the rate, from its quietest half hour's to above its
+# busiest's.
 _RUNGS = 48
 _FINEST, _ABOVE, _RANGE = 1.1, 1.2, 20.0
 # A plan is made for so much of what its rung serves, so that rounding asks for no other fleet.

@@ -52,6 +52,12 @@ class Proposal:
     days: Days | None = None  # to be remembered
 
     @property
+    def doubts(self) -> tuple[str, ...]:
+        """What is not shown to hold of the plan, in words: shapes of it that may be fuller than the promise allows."""
+        used = {key.shape for key, count in self.wanted.items() if count}
+        return tuple(str(each) for each in self.question.doubtful if each.shape in used)
+
+    @property
     def usd_per_replica_hour(self) -> Mapping[OfferingKey, float]:
         """Price of one replica of each offering."""
         return {offering.key: offering.usd_per_hour for offering in self.question.problem.offerings}

@@ -1,15 +1,17 @@
-"""A made-up day as the operator would live it: passes over what routers counted, without a cluster. For tests and bench.
+"""A made-up day as the operator would live it: passes over what routers counted, without a cluster.
 
-    days = learnt([day(seed) for seed in ...], night, MIDNIGHT)     # what a week leaves in the status
-    lived = operated(rates, MIDNIGHT, Standing(days=days), seed=1)  # a fleet for every minute
-    cost = paid(lived, night)                                       # and how often it was not enough
+    days = learnt([day(seed) for seed in ...], night, MIDNIGHT, seed=1)     # what a week leaves in the status
+    fleets, left = operated(rates, MIDNIGHT, Standing(days=days), seed=1)   # by minute, and the status at the end
+    cost = paid(by_night(night), fleets, demand, before)                    # and how often it was not enough
 
-Each pass is `proposal.propose` on what an operator observes. What it remembers goes through the status, as it is written
-and read back. A new fleet serves once its cold start is over, until then the old one does.
+Called by tests and `bench/changes.py`. Each pass is `proposal.propose` on what an operator observes. What it remembers
+goes through the status, as it is written and read back. A new fleet serves once its cold start is over, until then the
+old one does.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import Counter
@@ -166,7 +168,7 @@ def paid(problem: AllocationProblem, fleets: Sequence[Fleet], demand: Sequence[f
     }
     path = (before, *fleets)
     usd = math.fsum(price[key] * count for fleet in fleets for key, count in fleet) * 24 / MINUTES
-    usd += math.fsum(launches_usd(dict(a), b, launch) for a, b in zip(path, path[1:], strict=False) if a != b)
+    usd += math.fsum(launches_usd(dict(a), b, launch) for a, b in itertools.pairwise(path) if a != b)
     starting = USUAL_COLD_START // MINUTE
     above = [0, 0]
     for minute, (fleet, rate) in enumerate(zip(fleets, demand, strict=True)):
@@ -174,7 +176,7 @@ def paid(problem: AllocationProblem, fleets: Sequence[Fleet], demand: Sequence[f
         lately = demand[max(minute + 1 - _WINDOW, 0) : minute + 1]
         above[0] += rate > able
         above[1] += math.fsum(lately) / len(lately) > able
-    return Paid(usd, sum(a != b for a, b in zip(path, path[1:], strict=False)), *above)
+    return Paid(usd, sum(a != b for a, b in itertools.pairwise(path)), *above)
 
 
 def _passed(standing: Standing, ledger: Ledger, now: datetime) -> Standing:
