@@ -18,10 +18,11 @@ from medley.core.profiles import FittedLatency
 from medley.core.service import Forecast, Histogram, WorkloadSource
 from medley.core.traffic import Arrivals, Counts
 from medley.core.workload import Bucket, Demand, SizeGrid
+from medley.planning.demanded import traffic_of
 from medley.planning.fleet import Neighbour, Standing, Truth
 from medley.planning.ignorance import Class
 from medley.planning.ledger import Ledger, forgotten, read
-from medley.planning.proposal import propose, traffic_of
+from medley.planning.proposal import propose
 from medley.planning.question import ask
 from medley.planning.reconcile import plan
 from medley.planning.traffic import ClassTraffic, NotMeasured, Traffic, in_force, measured
@@ -344,7 +345,7 @@ class TestPlans:
         assert (said.status, said.reason, said.message) == (
             Truth.TRUE,
             Reason.MEASURED,
-            "Planned for 8.4 requests/s, 5% more than routers measured up to 2030-01-01 12:10 UTC: 4800 requests",
+            "Planned for up to 8.4 requests/s, of sizes that routers measured up to 2030-01-01 12:10 UTC: 4800 requests",
         )
         said = plan(self.seen(), NOW).status.conditions[0]
         assert (said.type, said.status, said.reason, said.message) == (

@@ -23,7 +23,7 @@ from medley.planning.days import Days, midnight
 from medley.planning.foresight import UNKNOWN_DAY_MARGIN, Ladder, ladder
 from medley.planning.outlook import Course, Outlook
 from medley.planning.problem import AllocationProblem
-from medley.planning.traffic import MARGIN, STABLE, WINDOW, Windows
+from medley.planning.traffic import LEAST, MARGIN, STABLE, WINDOW, Windows
 
 # Where the growth to come is foreseen, so much is left for what a window does not show of its minutes.
 _WITHIN = 0.02
@@ -38,6 +38,8 @@ _A_DAY = datetime(2000, 1, 1, tzinfo=UTC)
 # Fleets that a day is thought of in, at most: by equal factors of the rate, from its quietest half hour's to above its
 # busiest's.
 _RUNGS = 48
+# Fewer where each takes a second or more to find: so many for so many offerings.
+_FEWEST, _WORK = 8, 1_000
 _FINEST, _ABOVE, _RANGE = 1.1, 1.2, 20.0
 # A plan is made for so much of what its rung serves, so that rounding asks for no other fleet.
 _BELOW = 0.995
@@ -78,9 +80,11 @@ def chosen(fleets: Ladder, days: Days, windows: Windows, planned: float, now: da
     """Return the rate to plan for, in requests/s; `planned` where nothing is to change."""
     least, top = needed(windows, days, now), fleets.rungs[-1].serves
     if least > top:
-        # The bounds of the service ended the ladder, or no day was like this one.
-        bounded = top < _ends(days)[1]
-        return planned if planned >= least else least * (1 if bounded else UNKNOWN_DAY_MARGIN)
+        least_known, most = _ends(days)
+        if top * (most / least_known) ** (1 / _FEWEST) < most:
+            # The bounds of the service ended the ladder: no room is to be had.
+            return planned if planned / _FINEST <= least <= planned * (1 + MARGIN) else least
+        return planned if planned >= least else least * UNKNOWN_DAY_MARGIN
     step = min((now - midnight(now)) // _STEP, _STEPS - 1)
     standing = fleets.lowest(planned)
     outlook = _outlook(fleets, days.rates, days.spread, _level(days, windows))
@@ -97,15 +101,15 @@ def cautious(windows: Windows, planned: float, unevenness: float) -> tuple[float
     up a 3:1 day is. Less is planned for, with the same room, only once it has been less for STABLE, by more than that
     room. `unevenness`: variance of the number of requests in a window, over their mean.
     """
-    least = needed(windows, Days(), windows[0][0])
+    least = max(needed(windows, Days(), windows[0][0]), LEAST)
     roomy = least * UNKNOWN_DAY_MARGIN
     chance = _SIGNIFICANT * math.sqrt(unevenness * max(least, planned) / WINDOW.total_seconds())
     if least > planned * (1 + MARGIN) and least > planned + chance:
         return least, roomy
     # By powers of _FINEST, so that the question stays the same from pass to pass.
-    lower = _FINEST ** math.ceil(math.log(roomy, _FINEST)) if roomy > 0 else 0.0
+    lower = _FINEST ** math.ceil(math.log(roomy, _FINEST))
     less = lower * UNKNOWN_DAY_MARGIN < planned and planned > lower + chance and len(windows) >= STABLE // WINDOW
-    return least, lower if less and lower > 0 else planned
+    return least, lower if less else planned
 
 
 def _usual_growth(days: Days, since: datetime, now: datetime) -> float:
@@ -126,8 +130,13 @@ def _ends(days: Days) -> tuple[float, float]:
 @lru_cache(maxsize=64)
 def _ladder(problem: AllocationProblem, least: float, most: float) -> Ladder:
     own = problem.demand.total
-    found = ladder(problem, least / own, most / own, apart=(most / least) ** (1 / _RUNGS))
+    found = ladder(problem, least / own, most / own, apart=_apart(problem, least, most))
     return Ladder(tuple(replace(rung, serves=rung.serves * own) for rung in found.rungs), found.change_usd)
+
+
+def _apart(problem: AllocationProblem, least: float, most: float) -> float:
+    rungs = max(_FEWEST, min(_RUNGS, _WORK // max(len(problem.offerings), 1)))
+    return float((most / least) ** (1 / rungs))
 
 
 def _level(days: Days, windows: Windows) -> float:

@@ -44,6 +44,8 @@ _DEVIATIONS, _WORTH = 3.0, 0.10
 # way (five minutes of measuring, five of starting).
 MARGIN = 0.05
 _BURSTIER = 1.25
+# Where nothing came: a request in an hour, since sizes of nothing cannot be planned for.
+LEAST = 1 / KEPT.total_seconds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +135,12 @@ def measured(
     first, last = ledger.totals[0], ledger.totals[-1]
     seen = _known(first, last, grid)
     number = round(sum(seen.values()))
-    rate = max(rates) * (1 + MARGIN)
+    rate = max(max(rates) * (1 + MARGIN), LEAST)
     if number < FEWEST_REQUESTS:
         if had is None or had.grid != grid:
             return NotMeasured(f"fewer than {FEWEST_REQUESTS} requests came in an hour")
         # Silence was measured; sizes were not.
-        least = 1 / KEPT.total_seconds()
-        factor = max(rate, least) / had.requests_per_second
+        factor = rate / had.requests_per_second
         classes = tuple(
             replace(each, requests_per_second=_rounded(each.requests_per_second * factor)) for each in had.classes
         )
