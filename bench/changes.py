@@ -1,8 +1,8 @@
 """A made-up day (synthetic: the Azure hour's sizes, a 3:1 curve, +-10 % noise a minute) beside the best in hindsight.
 
 The policy sees a week of such days, and then each minute of this one as it comes; a first day sees none before it.
-`changes/operator` is the operator's whole decision: routers' counts, what the status remembers, a pass every five
-minutes, and launches that take five.
+`changes/operator` is the operator's whole decision: routers' counts, what the status remembers, a pass every
+minute, and launches that take five.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def _lived(asked: AllocationProblem, night: float, seed: int, week: Sequence[Seq
     evening = [night * each for each in (week[-1] if week else day(seed + 1))[-WARM:]]
     known = Standing(days=learnt(week, night, MIDNIGHT, seed=seed)) if week else Standing()
     today = day(seed)
-    fleets, _ = operated([*evening, *(night * each for each in today)], MIDNIGHT - WARM * MINUTE, known, seed=seed)
+    fleets, _ = operated(
+        [*evening, *(night * each for each in today)], MIDNIGHT - WARM * MINUTE, known, seed=seed, every=1
+    )
     return paid(asked, fleets[WARM:], today, fleets[WARM - 1])
 
 

@@ -107,8 +107,11 @@ class TestNeeded:
         assert pace.needed(windows(20, now=self.NOON), self.RISING, self.NOON) == pytest.approx(1.02 * 20 * growth)
 
     def test_never_less_than_what_came_last(self):
-        falling = replace(FLAT, rates=tuple(100.0 - 2 * number for number in range(HALF_HOURS)))
-        assert pace.needed(windows(60, 50, now=self.NOON), falling, self.NOON) == pytest.approx(1.02 * 60)
+        cliff = replace(FLAT, rates=(100.0,) * 24 + (10.0,) * 24)
+        late = windows(60, 50, now=self.NOON)
+        # Usually it falls from 58.75 to 55 within these minutes.
+        assert pace.needed(late, cliff, self.NOON) == pytest.approx(1.02 * 60 * 55 / 58.75)
+        assert pace.needed(late, cliff, self.NOON, 60.0) == 60
 
     def test_a_usual_rise_is_believed_up_to_half(self):
         cliff = replace(FLAT, rates=(0.01,) * 24 + (10.0,) * 24)
@@ -130,10 +133,11 @@ class TestCautious:
         ],
     )
     def test_the_rate(self, rates, planned, chosen):
-        assert pace.cautious(windows(*rates), planned, 1.0)[1] == pytest.approx(chosen)
+        least = pace.needed(windows(*rates), Days(), MIDNIGHT)
+        assert pace.cautious(windows(*rates), planned, least, 1.0) == pytest.approx(chosen)
 
     def test_chance_changes_nothing(self):
         # 0.1 requests/s: 30 in five minutes, plus or minus 5.
-        assert pace.cautious(windows(0.14, *[0.1] * 5), 0.105, 1.0)[1] == 0.105
+        assert pace.cautious(windows(0.14, *[0.1] * 5), 0.105, 1.05 * 0.14, 1.0) == 0.105
         # In bursts of ten as many again are no news.
-        assert pace.cautious(windows(0.2, *[0.1] * 5), 0.105, 10.0)[1] == 0.105
+        assert pace.cautious(windows(0.2, *[0.1] * 5), 0.105, 1.05 * 0.2, 10.0) == 0.105

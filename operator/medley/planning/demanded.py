@@ -16,12 +16,12 @@ from datetime import datetime
 from medley.core.errors import InvalidInputError
 from medley.core.service import WorkloadSource
 from medley.planning import pace
-from medley.planning.days import Days, remembered
+from medley.planning.days import Days, midnight, remembered
 from medley.planning.fleet import Observed
 from medley.planning.foresight import Ladder
 from medley.planning.problem import AllocationProblem
 from medley.planning.question import expected, grid_of
-from medley.planning.traffic import NotMeasured, Traffic, at_rate, in_force, measured, windows
+from medley.planning.traffic import LEAST, WINDOW, NotMeasured, Traffic, at_rate, in_force, measured, windows
 
 _DIGITS = 3
 FORECAST = NotMeasured("spec.workload.source is Forecast")
@@ -70,15 +70,18 @@ def demanded(observed: Observed, now: datetime, problem_at: Callable[[Traffic], 
     days = remembered(standing.days, observed.ledger, now)
     if isinstance(force, NotMeasured):
         return Demanded(force, days)
-    late, rate = windows(observed.ledger, now), force.requests_per_second
+    # By the clock, so that passes which come more often do not see more of chance; and the minutes up to now.
+    late, lately = windows(observed.ledger, now - (now - midnight(now)) % WINDOW), windows(observed.ledger, now)
+    rate = force.requests_per_second
     first = standing.traffic is None or standing.traffic.grid != force.grid
-    if first or not late:
+    if first or not late or not lately:
         return Demanded((force,), days)
     fleets = _fleets(force, days, problem_at)
+    least = max(pace.needed(late, days if fleets is not None else Days(), now, lately[0][1]), LEAST)
     if fleets is not None:
-        least, chosen = pace.needed(late, days, now), pace.chosen(fleets, days, late, rate, now)
+        chosen = pace.chosen(fleets, days, late, rate, least=least, now=now)
     else:
-        least, chosen = pace.cautious(late, rate, force.unevenness)
+        chosen = pace.cautious(late, rate, least, force.unevenness)
     if chosen == rate:
         return Demanded((force,), days)
     more = chosen > rate

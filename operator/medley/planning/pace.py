@@ -1,7 +1,8 @@
 """Which rate to plan for: what is needed now, what a day usually brings, and how often the fleet may change for it.
 
     fleets = fleets_of(problem, days)                        # cheapest fleets, by the rate that they serve
-    rate = chosen(fleets, days, windows, planned, now)       # `planned` itself: nothing is to change
+    least = needed(windows, days, now)                       # requests/s that the promise needs
+    rate = chosen(fleets, days, windows, planned, least=least, now=now)   # `planned` itself: nothing is to change
 
 Called by `demanded`. More is planned for as soon as `planned` is less than is `needed`; less only where `outlook`
 expects that to pay over what is left of the day and the day after. `cautious` is the same where no whole day was seen
@@ -23,7 +24,7 @@ from medley.planning.days import Days, midnight
 from medley.planning.foresight import UNKNOWN_DAY_MARGIN, Ladder, ladder
 from medley.planning.outlook import Course, Outlook
 from medley.planning.problem import AllocationProblem
-from medley.planning.traffic import LEAST, MARGIN, STABLE, WINDOW, Windows
+from medley.planning.traffic import MARGIN, STABLE, WINDOW, Windows
 
 # Where the growth to come is foreseen, so much is left for what a window does not show of its minutes.
 _WITHIN = 0.02
@@ -48,15 +49,16 @@ _QUANTILES = 40
 _SIGNIFICANT = 3.0
 
 
-def needed(windows: Windows, days: Days, now: datetime) -> float:
+def needed(windows: Windows, days: Days, now: datetime, last: float = 0.0) -> float:
     """Return the rate that the promise needs now and until what is launched now serves, in requests/s.
 
-    A little above the last window, and above the busiest of STABLE as it would be now and LEAD later if the day goes on
-    as days usually do; where no day is known, MARGIN above it as it was. `windows`: not empty, latest first.
+    A little above the busiest of STABLE as it would be now and LEAD later if the day goes on as days usually do; where
+    no day is known, MARGIN above it as it was. Never less than `last`, of the minutes up to now. `windows`: not empty,
+    latest first.
     """
     late = windows[: STABLE // WINDOW]
     ahead = max(rate * _usual_growth(days, at, now) for at, rate in late)
-    return (1 + (_WITHIN if days.complete else MARGIN)) * max(late[0][1], ahead)
+    return max((1 + (_WITHIN if days.complete else MARGIN)) * ahead, last)
 
 
 def fleets_of(problem: AllocationProblem, days: Days) -> Ladder:
@@ -76,9 +78,9 @@ def reference(days: Days) -> float | None:
     return _ends(days)[1] / _ABOVE if days.complete and any(days.rates) else None
 
 
-def chosen(fleets: Ladder, days: Days, windows: Windows, planned: float, now: datetime) -> float:
-    """Return the rate to plan for, in requests/s; `planned` where nothing is to change."""
-    least, top = needed(windows, days, now), fleets.rungs[-1].serves
+def chosen(fleets: Ladder, days: Days, windows: Windows, planned: float, *, least: float, now: datetime) -> float:
+    """Return the rate to plan for, in requests/s; `planned` where nothing is to change. `least`: what is `needed`."""
+    top = fleets.rungs[-1].serves
     if least > top:
         least_known, most = _ends(days)
         if top * (most / least_known) ** (1 / _FEWEST) < most:
@@ -94,22 +96,21 @@ def chosen(fleets: Ladder, days: Days, windows: Windows, planned: float, now: da
     return fleets.rungs[rung].serves * _BELOW
 
 
-def cautious(windows: Windows, planned: float, unevenness: float) -> tuple[float, float]:
-    """Return the rate that is needed and the one to plan for where no whole day is known; `planned`: as it is.
+def cautious(windows: Windows, planned: float, least: float, unevenness: float) -> float:
+    """Return the rate to plan for where no whole day is known; `planned`: as it is. `least`: what is `needed`.
 
     What does not suffice, by more than MARGIN and chance, is left for as much more than is needed as one of five steps
     up a 3:1 day is. Less is planned for, with the same room, only once it has been less for STABLE, by more than that
     room. `unevenness`: variance of the number of requests in a window, over their mean.
     """
-    least = max(needed(windows, Days(), windows[0][0]), LEAST)
     roomy = least * UNKNOWN_DAY_MARGIN
     chance = _SIGNIFICANT * math.sqrt(unevenness * max(least, planned) / WINDOW.total_seconds())
     if least > planned * (1 + MARGIN) and least > planned + chance:
-        return least, roomy
+        return roomy
     # By powers of _FINEST, so that the question stays the same from pass to pass.
     lower = _FINEST ** math.ceil(math.log(roomy, _FINEST))
     less = lower * UNKNOWN_DAY_MARGIN < planned and planned > lower + chance and len(windows) >= STABLE // WINDOW
-    return least, lower if less else planned
+    return lower if less else planned
 
 
 def _usual_growth(days: Days, since: datetime, now: datetime) -> float:

@@ -94,10 +94,11 @@ def ask(
         ),
         spread=service.spread,
     )
+    doubtful: tuple[Judged, ...] = ()
     if service.allocation is AllocationMode.MELANGE:
         # The paper's routers know outputs, and its replicas are full; the fleet means nothing to it.
         problem, routing = replace(problem, utilisation=1.0), RoutingKnowledge.ORACLE
-        dispersion, doubtful = 1.0, ()
+        dispersion = 1.0
     else:
         routing = service.routing
         problem, dispersion, doubtful = _as_it_comes(service, problem, fitting, longest, traffic)
