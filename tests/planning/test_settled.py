@@ -8,22 +8,29 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
+from medley.cli.inputs import Note
+from medley.cli.planned import doubts
 from medley.core.accelerators import Market, Offering, OfferingKey, Shape
 from medley.core.latency import LatencyModel
+from medley.core.names import Condition
 from medley.core.profiles import Confidence, FittedLatency
 from medley.core.service import Limits
 from medley.core.workload import Demand, SizeGrid, Slo
+from medley.kube.plan_status import plan_status
 from medley.planning import mixture
 from medley.planning.allocator import allocate
+from medley.planning.conditions import of_proposal
+from medley.planning.fleet import Truth
 from medley.planning.ignorance import arrivals as arrivals_of
 from medley.planning.problem import Allocation, AllocationProblem, Infeasible, ShapeThroughput
+from medley.planning.proposal import propose
 from medley.planning.question import ask
 from medley.planning.routing import RoutingTable
-from medley.planning.settled import Promise, settled
+from medley.planning.settled import Judged, Promise, settled
 from medley.simulation import arrivals
 from medley.simulation.arrivals import Requests
 from medley.simulation.fleet import Replica, serve
-from medley.testing.builders import observed, profile
+from medley.testing.builders import NOW, observed, profile, steady
 
 GRID = SizeGrid((200, 1000, 4000), (50, 300))
 SLO = Slo(99, timedelta(seconds=2), timedelta(milliseconds=60))
@@ -102,6 +109,33 @@ def test_a_demand_that_cannot_be_met_is_said_and_does_not_hold():
     found = settled(problem(3.0, limits=Limits(max_replicas=1, min_replicas=0)), MODELS, PROMISE)
     assert isinstance(found.answer, Infeasible)
     assert not found.holds
+
+
+def test_a_plan_that_is_fuller_than_the_promise_allows_says_so():
+    def careless(each: AllocationProblem):
+        return allocate(replace(each, utilisation=1.0, utilisation_of=()))
+
+    found = settled(problem(3.0), MODELS, PROMISE, solve=careless)
+    assert not found.holds
+    assert found.doubtful == tuple(each for each in found.judged if each.reserve < 1)
+    assert all("the promise is shown to hold up to" in str(each) for each in found.doubtful)
+
+
+def test_doubts_reach_whoever_reads_the_plan():
+    seen = steady()
+    sure = propose(seen, NOW)
+    doubt = Judged(Shape("l4"), 2, 0.9, 0.8, "ttft")
+    unused = Judged(Shape("h100"), 1, 0.9, 0.8, "tpot")
+    found = replace(sure, question=replace(sure.question, doubtful=(doubt, unused)))
+    said = "l4: the promise is shown to hold up to 80% of the traffic that it would get, by ttft"
+    assert (sure.doubts, found.doubts) == ((), (said,))
+    assert plan_status(found, {}).doubts == (said,)
+    assert doubts(found) == (Note(f"in doubt: {said}", warning=True),)
+    feasible = {each.type: each for each in of_proposal(seen, found, NOW)}[Condition.PLAN_FEASIBLE]
+    assert (feasible.status, feasible.message) == (
+        Truth.TRUE,
+        f"2 replicas for 0.80 USD per hour; in doubt: {said}; loosen spec.slo or leave the class out",
+    )
 
 
 def test_what_routers_cannot_see_costs_no_less_and_is_judged_by_what_really_comes():

@@ -109,6 +109,8 @@ class PlanStatus(Observed):
     """How far from the optimum the plan may be at most: 0%."""
     not_used: tuple[NotUsed, ...] = ()
     """For every class not used, why."""
+    doubts: tuple[str, ...] = ()
+    """What is not shown to hold: shapes that may be fuller than the promise allows."""
     infeasible: Infeasible | None = None
     """Set if the demand cannot be met."""
     computed_at: datetime | None = None
@@ -153,11 +155,29 @@ class Burst(Observed):
     chance, more in bursts."""
 
 
+class DaysStatus(Observed):
+    """How traffic usually goes over a day, and how often the fleet changed for it today."""
+
+    requests_per_second: tuple[str, ...] = ()
+    """Rate by half hour from midnight UTC, a mean over a week, in requests per second; empty where none was heard in
+    full yet. What a day brings is foreseen once none is empty."""
+    spread: str = ""
+    """Standard deviation of five-minute rates, as a part of their mean."""
+    half_hours: int = 0
+    """Number of half hours that this rests on."""
+    until: datetime | None = None
+    """End of the last of them."""
+    changed_on: str = ""
+    """Day (UTC) that the number of changes is of."""
+    changes: int = 0
+    """Number of times that another fleet was planned for another rate on that day."""
+
+
 class WorkloadStatus(Observed):
     """The traffic that the plan is made for, as routers measured it."""
 
     requests_per_second: str = ""
-    """Rate over all classes, in requests per second: 5 % more than in the busiest five minutes of half an hour."""
+    """Rate over all classes, in requests per second, that the plan is made for: at least 5 % more than came lately."""
     requests: int = 0
     """Number of requests that the sizes rest on."""
     input_edges: tuple[int, ...] = ()
@@ -170,6 +190,8 @@ class WorkloadStatus(Observed):
     """How unevenly they came; windows of which too few were seen are absent."""
     measured_at: datetime | None = None
     """When this measurement took the place of the one before."""
+    days: DaysStatus | None = None
+    """What is remembered of days."""
 
 
 class LLMServiceStatus(Observed):

@@ -56,6 +56,7 @@ def plan_status(proposal: Proposal, ready: Mapping[OfferingKey, int]) -> PlanSta
             for each in proposal.not_used
             if each.zone is None
         ),
+        doubts=proposal.doubts,
         infeasible=None if proposal.infeasible is None else _infeasible(proposal.infeasible),
     )
 

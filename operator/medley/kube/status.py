@@ -21,10 +21,9 @@ from medley.core.names import Condition, Reason
 from medley.kube.api import LLM_SERVICE, Api
 from medley.kube.plan_status import plan_status
 from medley.kube.router_objects import url
-from medley.kube.workload_status import traffic_in, workload_status
+from medley.kube.workload_status import days_in, traffic_in, workload_status
 from medley.planning.fleet import ConditionState, Standing, Truth, Unavailable
 from medley.planning.reconcile import Status
-from medley.planning.traffic import Traffic
 
 Json = dict[str, Any]
 
@@ -66,6 +65,7 @@ def standing(item: LLMService) -> Standing:
             if each.type in known[0] and each.reason in known[1]
         ),
         traffic=traffic_in(status.workload),
+        days=days_in(status.workload),
     )
 
 
@@ -102,8 +102,7 @@ def status_json(item: LLMService, status: Status, now: datetime) -> Json:
 def _workload(item: LLMService, status: Status) -> WorkloadStatus | None:
     if status.proposal is None:
         return item.status.workload
-    traffic = status.proposal.traffic
-    return workload_status(traffic) if isinstance(traffic, Traffic) else None
+    return workload_status(status.proposal.traffic, status.proposal.days)
 
 
 def changed(live: Mapping[str, Any], desired: Json) -> bool:

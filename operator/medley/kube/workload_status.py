@@ -6,16 +6,20 @@ was written, and a pass that measures the same writes nothing. Pure.
 
 from __future__ import annotations
 
-from datetime import UTC
+import math
+from datetime import UTC, date
 
-from medley.api.llmservice_status import Burst, WorkloadClass, WorkloadStatus
+from medley.api.llmservice_status import Burst, DaysStatus, WorkloadClass, WorkloadStatus
 from medley.core.errors import InvalidInputError
 from medley.core.workload import Bucket, SizeGrid
-from medley.planning.traffic import ClassTraffic, Traffic
+from medley.planning.days import HALF_HOURS, Days
+from medley.planning.traffic import ClassTraffic, NotMeasured, Traffic
 
 
-def workload_status(traffic: Traffic) -> WorkloadStatus:
-    """Return what is written."""
+def workload_status(traffic: Traffic | NotMeasured, days: Days | None = None) -> WorkloadStatus | None:
+    """Return what is written; None: nothing was measured, and nothing is remembered."""
+    if isinstance(traffic, NotMeasured):
+        return WorkloadStatus(days=_days_status(days)) if days is not None and days.seen else None
     return WorkloadStatus(
         requests_per_second=f"{traffic.requests_per_second:.3g}",
         requests=traffic.requests,
@@ -32,6 +36,7 @@ def workload_status(traffic: Traffic) -> WorkloadStatus:
         ),
         bursts=tuple(Burst(window_seconds=length, dispersion=f"{value:g}") for length, value in traffic.bursts),
         measured_at=traffic.measured_at.astimezone(UTC).replace(microsecond=0),
+        days=None if days is None else _days_status(days),
     )
 
 
@@ -55,3 +60,35 @@ def traffic_in(status: WorkloadStatus | None) -> Traffic | None:
     except (InvalidInputError, ValueError, ZeroDivisionError):
         return None
     return traffic if served else None
+
+
+def days_in(status: WorkloadStatus | None) -> Days | None:
+    """Return what was written of days; None if nothing was, or nothing that this version understands."""
+    written = status.days if status is not None else None
+    if written is None or len(written.requests_per_second) != HALF_HOURS:
+        return None
+    try:
+        rates = tuple(float(each) if each else None for each in written.requests_per_second)
+        days = Days(
+            rates=rates,
+            spread=float(written.spread or 0),
+            seen=written.half_hours,
+            until=written.until,
+            on=date.fromisoformat(written.changed_on) if written.changed_on else None,
+            changes=written.changes,
+        )
+    except ValueError:
+        return None
+    figures = (*(each for each in rates if each is not None), days.spread)
+    return days if all(math.isfinite(each) and each >= 0 for each in figures) else None
+
+
+def _days_status(days: Days) -> DaysStatus:
+    return DaysStatus(
+        requests_per_second=tuple("" if each is None else f"{each:g}" for each in days.rates),
+        spread=f"{days.spread:g}",
+        half_hours=days.seen,
+        until=days.until,
+        changed_on="" if days.on is None else days.on.isoformat(),
+        changes=days.changes,
+    )

@@ -20,7 +20,7 @@ from medley.planning.problem import Bound, Infeasible
 from medley.planning.proposal import Proposal
 from medley.planning.rollout import counted, serves
 from medley.planning.throughput import JointUnknown
-from medley.planning.traffic import MARGIN, NotMeasured, Traffic
+from medley.planning.traffic import NotMeasured, Traffic
 
 # Of `Replica.reason` (kube/replicas.py makes them).
 PULL_FAILED = "ErrImagePull"
@@ -124,7 +124,7 @@ def _workload(observed: Observed, traffic: Traffic | NotMeasured) -> Verdict:
         return Verdict(Condition.WORKLOAD_OBSERVED, Truth.UNKNOWN, Reason.FORECAST, message)
     bursts = ", ".join(f"{value:g} within {length} s" for length, value in traffic.bursts[-1:])
     message = (
-        f"Planned for {traffic.requests_per_second:.3g} requests/s, {MARGIN:.0%} more than routers measured up to "
+        f"Planned for up to {traffic.requests_per_second:.3g} requests/s, of sizes that routers measured up to "
         f"{traffic.measured_at:%Y-%m-%d %H:%M} UTC: {traffic.requests} requests"
         + (f", dispersion {bursts} (1: as by chance)" if bursts else "")
     )
@@ -196,13 +196,10 @@ def _unprofiled(proposal: Proposal) -> list[str]:
 def _feasible(proposal: Proposal) -> Verdict:
     found = proposal.infeasible
     if found is None:
-        cost = f"{proposal.allocation.usd_per_hour:.2f} USD per hour"
-        return Verdict(
-            Condition.PLAN_FEASIBLE,
-            Truth.TRUE,
-            Reason.PLANNED,
-            f"{proposal.allocation.total_replicas} replicas for {cost}",
-        )
+        plan = f"{proposal.allocation.total_replicas} replicas for {proposal.allocation.usd_per_hour:.2f} USD per hour"
+        doubts = "; ".join(proposal.doubts)
+        remedy = f"in doubt: {doubts}; loosen spec.slo or leave the class out" if doubts else ""
+        return Verdict(Condition.PLAN_FEASIBLE, Truth.TRUE, Reason.PLANNED, _joined(plan, remedy))
     return Verdict(Condition.PLAN_FEASIBLE, Truth.FALSE, infeasible_reason(found), found.message)
 
 

@@ -16,6 +16,7 @@ from medley.core.names import Condition, Reason
 from medley.core.notices import Notice, NoticeSource
 from medley.core.profiles import Profile
 from medley.core.service import Budget, Service
+from medley.planning.days import Days
 from medley.planning.ledger import Ledger
 from medley.planning.traffic import Traffic
 
@@ -97,6 +98,7 @@ class Standing:
     unavailable: tuple[Unavailable, ...] = ()
     conditions: tuple[ConditionState, ...] = ()
     traffic: Traffic | None = None  # that the plan in force is made for; None: the forecast
+    days: Days | None = None  # how traffic usually goes
 
 
 @dataclass(frozen=True, slots=True)

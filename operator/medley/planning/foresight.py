@@ -3,9 +3,9 @@
     rungs = ladder(problem, least, most)                       # the cheapest fleet for every rate in between
     found = followed(rungs, past, day, look=5)                 # a day decided as it comes, by its outlook
 
-Called by tests, `bench/changes.py` and the simulator; the operator plans for one rate (`changes`) until it measures
-demand. `hindsight` is the best schedule for a day that is known, the judge of all others. Demand is a multiple of the
-problem's own, sizes staying as they are. Pure. Derivations: docs/allocation.md, "What a change costs".
+The ladder is the operator's (`pace`); days decided step by step are those of tests and `bench/changes.py`. `hindsight`
+is the best schedule for a day that is known, the judge of all others. Demand is a multiple of the problem's own, sizes
+staying as they are. Pure. Derivations: docs/allocation.md, "What a change costs".
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Rung:
     serves: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Ladder:
     """Fleets by rising demand and price; `change_usd[i, j]`: launches from rung i to rung j, in USD."""
 
@@ -83,11 +83,12 @@ class Schedule:
         return sum(a != b for a, b in zip(self.rungs, self.rungs[1:], strict=False))
 
 
-def ladder(problem: AllocationProblem, least: float, most: float) -> Ladder:
+def ladder(problem: AllocationProblem, least: float, most: float, *, apart: float = _NEXT) -> Ladder:
     """Return every fleet that is cheapest for some multiple of the demand between `least` and `most`.
 
-    One solve per fleet: what a fleet serves is worked out exactly, and the next is asked for just beyond. It ends early
-    where the bounds allow no more. Raises InvalidInputError if not even the least can be served.
+    One solve per fleet: what a fleet serves is worked out exactly, and the next is asked for just beyond, or for a
+    demand `apart` times that asked for before, if that is more. It ends early where the bounds allow no more.
+    Raises InvalidInputError if not even the least can be served.
     """
     if not 0 < least <= most:
         raise InvalidInputError("demand", f"expected 0 < least <= most, got {least} and {most}")
@@ -98,11 +99,11 @@ def ladder(problem: AllocationProblem, least: float, most: float) -> Ladder:
         found = cheapest(_scaled(problem, demand))
         if found is None:
             break
-        serves = max(_served(problem, found, separation), demand)
+        serves = max(served(problem, found, separation), demand)
         while rungs and rungs[-1].usd_per_hour >= found.usd_per_hour:
             rungs.pop()  # the same price for less
         rungs.append(Rung(found.replicas, found.usd_per_hour, serves))
-        demand = serves * _NEXT
+        demand = max(serves * _NEXT, demand * apart)
     if not rungs:
         raise InvalidInputError("demand", f"{least:g} times the demand cannot be served within the bounds")
     launch = {each.key: launch_usd(each) for each in problem.offerings}
@@ -218,7 +219,7 @@ def _scaled(problem: AllocationProblem, factor: float) -> AllocationProblem:
     return replace(problem, demand=Demand(problem.demand.grid, rates))
 
 
-def _served(problem: AllocationProblem, fleet: Allocation, separation: Separation) -> float:
+def served(problem: AllocationProblem, fleet: Allocation, separation: Separation) -> float:
     """Return the multiple of the demand that a fleet serves, in normal times and, as far as promised, after a loss."""
     least = math.inf
     for scenario in scenarios(problem):

@@ -1,8 +1,9 @@
 """What a day still costs, and so which fleet to have now: the usual course, its noise, the changes left.
 
-Called by `foresight.followed`. Backwards over the steps of a day (dynamic programming over chance): before a step's
-demand is seen, each fleet and each number of changes left has a cost to expect; once it is seen, a fleet that serves it
-is chosen that costs least from there on. Only what a change costs and how many there may be is given. Pure.
+Called by `pace`, for the operator, and by `foresight.followed`. Backwards over the steps of a day (dynamic programming
+over chance): before a step's demand is seen, each fleet and each number of changes left has a cost to expect; once it
+is seen, a fleet that serves it is chosen that costs least from there on. Only what a change costs and how many there
+may be is given. Pure.
 Derivation: docs/allocation.md, "What a change costs".
 """
 
@@ -60,16 +61,26 @@ class Outlook:
     """What the rest of a day costs, by step, changes left and standing rung.
 
     `change_usd`: what each change costs besides its launches, in USD by the rung that is left. One beyond `changes`
-    costs more than a day could save by it, so that it is made only for demand that nothing else serves.
+    costs more than a day could save by it, so that it is made only for demand that nothing else serves. `ends`: what
+    each rung is expected to cost after the day; None: nothing.
     """
 
-    def __init__(self, fleets: Ladder, usual: Course, hours_per_step: float, changes: int, change_usd: Numbers) -> None:
+    def __init__(
+        self,
+        fleets: Ladder,
+        usual: Course,
+        hours_per_step: float,
+        changes: int,
+        change_usd: Numbers,
+        *,
+        ends: Numbers | None = None,
+    ) -> None:
         self._fleets, self._changes = fleets, changes
         self._hours = np.asarray(fleets.prices * hours_per_step)
         self._moves = fleets.change_usd + change_usd[:, None]
         self._beyond = float(np.max(self._hours)) * len(usual.mean)
         rungs = len(self._hours)
-        to_come = np.zeros((changes + 1, rungs))
+        to_come = np.zeros((changes + 1, rungs)) if ends is None else np.tile(ends, (changes + 1, 1))
         self._to_come = [to_come]
         own = np.arange(rungs)
         for mean in usual.mean[::-1]:
@@ -84,6 +95,11 @@ class Outlook:
             to_come = best @ np.diff(within, prepend=0.0)
             self._to_come.append(to_come)
         self._to_come.reverse()
+
+    @property
+    def begins(self) -> Numbers:
+        """What the day costs by the rung that it begins with, and no change made."""
+        return np.asarray(self._to_come[0][self._changes])
 
     def first(self, demand: float) -> int:
         """Return the rung to begin the day with."""

@@ -20,23 +20,22 @@ from medley.core.accelerators import AcceleratorClass, OfferingKey
 from medley.core.errors import MedleyError, UnknownPriceError
 from medley.core.profiles import Profile
 from medley.core.service import AllocationMode, Budget, OperatingMode, Service, WorkloadSource
-from medley.planning.allocator import allocate, on_demand_only
+from medley.planning.allocator import allocate, cheapest, on_demand_only
 from medley.planning.changes import launch_usd, launches_usd, pays
 from medley.planning.commons import priced, spending
+from medley.planning.days import Days
+from medley.planning.demanded import FORECAST, Demanded, demanded
 from medley.planning.explain import NotUsed, explain, nothing_on_offer
 from medley.planning.fleet import Neighbour, Observed, ReplicaPhase, Unavailable
 from medley.planning.problem import MICRODOLLARS, Allocation, AllocationProblem, Cap, Infeasible
 from medley.planning.published import not_used, published
-from medley.planning.question import Question, ask, expected, grid_of
+from medley.planning.question import Question, ask, grid_of
 from medley.planning.rollout import counted, fleet_of
 from medley.planning.sharing import Claim, left_for
-from medley.planning.traffic import NotMeasured, Traffic, in_force, measured
+from medley.planning.traffic import NotMeasured, Traffic, in_force
 
 UNSCHEDULABLE_LIMIT = timedelta(seconds=60)
 UNAVAILABLE_FOR = timedelta(minutes=10)
-
-
-_FORECAST = NotMeasured("spec.workload.source is Forecast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,14 @@ class Proposal:
     on_demand_usd_per_hour: float | None  # None: without spot the demand cannot be met
     not_used: tuple[NotUsed, ...]
     unavailable: tuple[Unavailable, ...]
-    traffic: Traffic | NotMeasured = _FORECAST  # that it is made for
+    traffic: Traffic | NotMeasured = FORECAST  # that it is made for
+    days: Days | None = None  # to be remembered
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What is not shown to hold of the plan, in words: shapes of it that may be fuller than the promise allows."""
+        used = {key.shape for key, count in self.wanted.items() if count}
+        return tuple(str(each) for each in self.question.doubtful if each.shape in used)
 
     @property
     def usd_per_replica_hour(self) -> Mapping[OfferingKey, float]:
@@ -66,31 +72,55 @@ class Proposal:
 
 def propose(observed: Observed, now: datetime) -> Proposal:
     """Return the plan for what is observed; raises InvalidInputError and SolverError."""
-    traffic = traffic_of(observed, now)
-    return replace(_planned(observed, traffic if isinstance(traffic, Traffic) else None, now), traffic=traffic)
+    found = demanded(observed, now, lambda traffic: _alone(observed, traffic))
+    if isinstance(found.traffic, NotMeasured):
+        return replace(_planned(observed, None, now), traffic=found.traffic, days=found.days)
+    proposal = _paced(observed, found.traffic, found, now)
+    same = found.standing is None or dict(proposal.wanted) == dict(observed.standing.replicas)
+    return replace(proposal, days=found.days if same or found.days is None else found.days.changed(now))
 
 
-def traffic_of(observed: Observed, now: datetime) -> Traffic | NotMeasured:
-    """Return the traffic to plan for, or why there is none but the forecast; raises InvalidInputError."""
-    service = observed.service
-    if service.workload_source is WorkloadSource.FORECAST:
-        return _FORECAST
-    grid, had = grid_of(service), observed.standing.traffic
-    prior, longest = expected(service, observed.classes, observed.profiles)
-    found = measured(observed.ledger, now, grid, prior, had, longest=longest)
-    force = in_force(had, found, grid)
-    # Where nothing was in force, what was found is, unless it is the reason why there is nothing.
-    return found if force is None else force
+def _paced(observed: Observed, options: tuple[Traffic, ...], found: Demanded, now: datetime) -> Proposal:
+    """Return the plan for the first of the rates that can be met; for the last where none can."""
+    if found.standing is not None and found.enough is None:
+        lower = _for(observed, options[0], now, decided=found.foreseen)
+        # Where nothing is foreseen, the rate stays with the fleet: a lull that one fleet serves is no reason to write.
+        same = dict(lower.wanted) == dict(observed.standing.replicas)
+        kept = lower.infeasible is not None or (same and not found.foreseen)
+        return _for(observed, found.standing, now) if kept else lower
+    if found.enough is not None and not found.foreseen and _serves(observed, found.enough, now):
+        return _for(observed, found.enough, now)
+    for traffic in options[:-1]:
+        proposal = _for(observed, traffic, now)
+        if proposal.infeasible is None:
+            return proposal
+    return _for(observed, options[-1], now)
 
 
-def _planned(observed: Observed, traffic: Traffic | None, now: datetime) -> Proposal:
+def _alone(observed: Observed, traffic: Traffic) -> AllocationProblem:
+    """Return what is asked for some traffic, whatever exists, is short for now or is wanted by others."""
+    return _asked(observed.service, observed.classes, observed.profiles, traffic, (), (), observed.budgets).problem
+
+
+def _serves(observed: Observed, traffic: Traffic, now: datetime) -> bool:
+    """Say whether the plan in force would serve some traffic too."""
+    question = _question(observed, traffic, unavailable_offerings(observed, now), now)
+    return _as_it_stands(question.problem, dict(observed.standing.replicas)) is not None
+
+
+def _for(observed: Observed, traffic: Traffic, now: datetime, *, decided: bool = False) -> Proposal:
+    return replace(_planned(observed, traffic, now, decided=decided), traffic=traffic)
+
+
+def _planned(observed: Observed, traffic: Traffic | None, now: datetime, *, decided: bool = False) -> Proposal:
+    """Return the plan for some traffic; `decided`: the plan that stands is left for any that is cheaper."""
     unavailable = unavailable_offerings(observed, now)
     question = _question(observed, traffic, unavailable, now)
     if observed.service.allocation is AllocationMode.MELANGE:
         return _as_published(question, unavailable)
     found = _answered(question, observed.service.model)
     if isinstance(found, Allocation):
-        chosen = _damped(found, question.problem, observed)
+        chosen = _damped(found, question.problem, observed, decided=decided)
         return _proposal(question, chosen, None, dict(chosen.replicas), unavailable)
     wanted = dict(found.best.replicas)
     if unavailable and isinstance(_allocated(_question(observed, traffic, (), now).problem), Allocation):
@@ -164,7 +194,7 @@ def _question(
 
 
 def _feasible(problem: AllocationProblem) -> bool:
-    return isinstance(_allocated(problem), Allocation)
+    return _cheapest(problem) is not None
 
 
 def _claim(neighbour: Neighbour, observed: Observed, now: datetime) -> Claim:
@@ -239,18 +269,23 @@ def _allocated(problem: AllocationProblem) -> Allocation | Infeasible:
 
 
 @lru_cache(maxsize=256)
+def _cheapest(problem: AllocationProblem) -> Allocation | None:
+    return cheapest(problem)
+
+
+@lru_cache(maxsize=256)
 def _explained(question: Question, answer: Allocation | Infeasible) -> tuple[NotUsed, ...]:
     return explain(question, answer)
 
 
-def _damped(found: Allocation, problem: AllocationProblem, observed: Observed) -> Allocation:
+def _damped(found: Allocation, problem: AllocationProblem, observed: Observed, *, decided: bool) -> Allocation:
     standing = _as_it_stands(problem, dict(observed.standing.replicas))
     if standing is None:
         return found
     there, launch = dict(problem.fleet), {each.key: launch_usd(each) for each in problem.offerings}
     launches = launches_usd(there, found.replicas, launch) - launches_usd(there, standing.replicas, launch)
     saved = _expected_usd_per_hour(standing) - _expected_usd_per_hour(found)
-    return found if pays(standing, found, launches, saved) else standing
+    return found if (decided and saved > 0) or pays(standing, found, launches, saved) else standing
 
 
 def _expected_usd_per_hour(allocation: Allocation) -> float:
@@ -278,8 +313,7 @@ def _as_it_stands(problem: AllocationProblem, replicas: Mapping[OfferingKey, int
         utilisation_of=tuple(each for each in problem.utilisation_of if each[0] in kept),
         change_usd=(),
     )
-    found = _allocated(exactly)
-    return found if isinstance(found, Allocation) else None
+    return _cheapest(exactly)
 
 
 def _proposal(

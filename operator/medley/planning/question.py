@@ -19,7 +19,7 @@ from medley.core.errors import InvalidInputError
 from medley.core.latency import LatencyModel
 from medley.core.profiles import Profile
 from medley.core.service import AllocationMode, Budget, Histogram, RoutingKnowledge, Service
-from medley.core.workload import MELANGE_GRID, Bucket, Demand, SizeGrid
+from medley.core.workload import MELANGE_GRID, Bucket, Demand, SizeGrid, Slo
 from medley.planning.burstiness import life_s
 from medley.planning.changes import in_the_objective
 from medley.planning.commons import budget_named, spending
@@ -29,7 +29,7 @@ from medley.planning.offerings import OutOfQuestion, Why, chosen_classes, on_off
 from medley.planning.predicted import believed
 from medley.planning.presets import preset
 from medley.planning.problem import DEFAULT_UTILISATION, AllocationProblem
-from medley.planning.settled import Promise, settled
+from medley.planning.settled import Judged, Promise, Settled, settled
 from medley.planning.terms import Quota
 from medley.planning.throughput import Sustained, most_trusted, sustained
 from medley.planning.traffic import Traffic
@@ -46,6 +46,7 @@ class Question:
     out_of_question: tuple[OutOfQuestion, ...]
     routing: RoutingKnowledge = RoutingKnowledge.BLIND  # Blind: buckets are input x max_tokens
     dispersion: float = 1.0  # of arrivals; 1: Poisson
+    doubtful: tuple[Judged, ...] = ()  # shapes at which the promise was not shown to hold when this was settled
 
     @property
     def unprofiled(self) -> tuple[str, ...]:
@@ -78,7 +79,7 @@ def ask(
     longest = _longest(service, of_model)
     served = traffic.demand if traffic is not None else demand if demand is not None else forecast(service, longest)
     fitting, out = _fitting(service, chosen, of_model)
-    judged = tuple(sustained(profile, service.slo, served.grid, longest=longest) for profile in fitting)
+    judged = tuple(_sustained(profile, service.slo, served.grid, longest) for profile in fitting)
     able = tuple(each.throughput for each in judged if each.throughput.requests_per_second)
     offer = on_offer(
         chosen, (each.shape for each in able), zones=service.zones, spot=service.spot.use, withheld=withheld
@@ -97,12 +98,14 @@ def ask(
         ),
         spread=service.spread,
     )
+    doubtful: tuple[Judged, ...] = ()
     if service.allocation is AllocationMode.MELANGE:
         # The paper's routers know outputs, and its replicas are full; the fleet means nothing to it.
-        problem, routing, dispersion = replace(problem, utilisation=1.0), RoutingKnowledge.ORACLE, 1.0
+        problem, routing = replace(problem, utilisation=1.0), RoutingKnowledge.ORACLE
+        dispersion = 1.0
     else:
         routing = service.routing
-        problem, dispersion = _as_it_comes(service, problem, fitting, longest, traffic)
+        problem, dispersion, doubtful = _as_it_comes(service, problem, fitting, longest, traffic)
         if fleet:
             problem = replace(problem, fleet=fleet, change_usd=in_the_objective(offer.offerings))
     return Question(
@@ -113,6 +116,7 @@ def ask(
         out_of_question=(*out, *offer.out_of_question),
         routing=routing,
         dispersion=dispersion,
+        doubtful=doubtful,
     )
 
 
@@ -144,18 +148,19 @@ def _as_it_comes(
     profiles: tuple[Profile, ...],
     longest: int,
     traffic: Traffic | None,
-) -> tuple[AllocationProblem, float]:
-    """Return the problem by what routers see, with replicas as full as arrivals allow; and how bursty these are."""
+) -> tuple[AllocationProblem, float, tuple[Judged, ...]]:
+    """Return the problem by what routers see, with replicas as full as arrivals allow; how bursty these are; doubts."""
     blindly = service.routing is RoutingKnowledge.BLIND
     seen = () if not blindly else arrivals(problem.demand) if traffic is None else traffic.arrivals
     models = tuple((each.shape, believed(each.latency)) for each in profiles if each.latency is not None)
     dispersion = 1.0 if traffic is None else _dispersion(service, problem.demand, models, longest, traffic)
     if models and problem.demand.requests_per_second:
         promise = Promise(service.slo, longest, dispersion, Sizes.EVEN)
-        return _settled(problem, models, promise, seen), dispersion
+        found = _settled(problem, models, promise, seen)
+        return found.problem, dispersion, found.doubtful
     if blindly:
-        return blind(problem, seen, 1 - service.slo.percentile / 100), dispersion
-    return problem, dispersion
+        return blind(problem, seen, 1 - service.slo.percentile / 100), dispersion, ()
+    return problem, dispersion, ()
 
 
 def _dispersion(
@@ -173,6 +178,12 @@ def _dispersion(
     return traffic.dispersion(max((life for life in lives if life is not None), default=0.0))
 
 
+# It is the same whatever rate is asked for, and takes longer than most answers.
+@lru_cache(maxsize=256)
+def _sustained(profile: Profile, slo: Slo, grid: SizeGrid, longest: int) -> Sustained:
+    return sustained(profile, slo, grid, longest=longest)
+
+
 # How full replicas may be does not depend on the fleet that exists, so a pass over a service that did not change, and
 # every what-if that leaves traffic and prices alone, finds it here.
 @lru_cache(maxsize=256)
@@ -181,9 +192,9 @@ def _settled(
     models: tuple[tuple[Shape, LatencyModel], ...],
     promise: Promise,
     seen: tuple[Class, ...],
-) -> AllocationProblem:
+) -> Settled:
     """Return the problem with rows per resource, and utilisations at which its own answer keeps the promise."""
-    return settled(problem, dict(models), promise, classes=seen).problem
+    return settled(problem, dict(models), promise, classes=seen)
 
 
 def forecast(service: Service, longest: int) -> Demand:

@@ -51,6 +51,11 @@ class Judged:
     reserve: float  # 1 or more: the promise holds
     bound: str | None  # what holds it down; None: nothing that it may carry
 
+    def __str__(self) -> str:
+        part = f"to {self.reserve:.0%} of the traffic that it would get" if self.bound else "to none of its traffic"
+        by = f", by {self.bound}" if self.bound else ""
+        return f"{self.shape}: the promise is shown to hold up {part}{by}"
+
 
 @dataclass(frozen=True, slots=True)
 class Settled:
@@ -63,7 +68,12 @@ class Settled:
     @property
     def holds(self) -> bool:
         """Whether the promise is expected to hold at every shape of the plan."""
-        return isinstance(self.answer, Allocation) and all(each.reserve >= _HOLDS for each in self.judged)
+        return isinstance(self.answer, Allocation) and not self.doubtful
+
+    @property
+    def doubtful(self) -> tuple[Judged, ...]:
+        """Shapes of the plan at which the promise is not expected to hold."""
+        return tuple(each for each in self.judged if each.reserve < _HOLDS)
 
 
 def settled(

@@ -2,13 +2,12 @@
 
     known = ledger.read(known, counts_by_router, now)   # once a pass, from the routers that answered
     found = measured(known, now, grid, prior, had)      # Traffic, or why there is none
-    plan_for = in_force(had, found, grid)               # changes only where the difference is beyond chance
+    plan_for = in_force(had, found, grid)               # sizes change only where the difference is beyond chance
 
 What the operator keeps in memory, the ledger, it may lose at any time: `had`, which the status holds, stays in force
-until there is as much again. The rate is MARGIN above that of the busiest WINDOW of the last STABLE: more traffic
-counts at once, less only once it has been less for so long (as the stabilisation window of Kubernetes' autoscaler has
-it). Sizes, and the outputs that they lead to, are those of the last KEPT; outputs rest on the forecast until they have
-been counted.
+until there is as much again. The rate that is found is MARGIN above that of the busiest WINDOW of the last STABLE;
+which one is planned for from then on, `pace` says. Sizes, and the outputs that they lead to, are those of the last
+KEPT; outputs rest on the forecast until they have been counted.
 """
 
 from __future__ import annotations
@@ -29,19 +28,24 @@ from medley.planning.presets import RAREST
 from medley.planning.sizes import largest_request
 
 WINDOW = timedelta(minutes=5)
+# The middle of whole windows and their requests/s, latest first.
+Windows = tuple[tuple[datetime, float], ...]
 STABLE = timedelta(minutes=30)
 FEWEST_REQUESTS = 100  # fewer say little about sizes
 _SEEN = 3  # requests of a size: fewer are no reason to ask for a profile of it
 _PARTS = 1000  # outputs are kept in thousandths
 _DIGITS = 3  # of rates and dispersions
+_DIGITS_SCALED = 5  # of rates that are scaled again and again
 _PRIOR_WEIGHT = 20.0  # requests that the forecast's outputs of a class are worth
 # A difference is beyond chance if it is more than so many standard deviations, and worth a new plan if it is more than
 # so much of the traffic.
 _DEVIATIONS, _WORTH = 3.0, 0.10
-# What is planned for is so much above what was measured: traffic that grows is served while capacity is on its way
-# (five minutes of measuring, five of starting), and does not ask for a new plan every few minutes.
+# What is planned for is at least so much above what was measured: traffic that grows is served while capacity is on its
+# way (five minutes of measuring, five of starting).
 MARGIN = 0.05
 _BURSTIER = 1.25
+# Where nothing came: a request in an hour, since sizes of nothing cannot be planned for.
+LEAST = 1 / KEPT.total_seconds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,11 @@ class Traffic:
     def requests_per_second(self) -> float:
         """Over all classes."""
         return math.fsum(each.requests_per_second for each in self.classes)
+
+    @property
+    def unevenness(self) -> float:
+        """How bursty arrivals are at the length at which they are most; 1, as by chance, where nobody knows."""
+        return max((value for _, value in self.bursts), default=1.0)
 
     @property
     def arrivals(self) -> tuple[Class, ...]:
@@ -120,19 +129,18 @@ def measured(
     """
     if not ledger.totals:
         return NotMeasured("no router was heard yet")
-    rates = tuple(_rates(ledger.totals, now))
+    rates = [rate for _, rate in windows(ledger, now)[: STABLE // WINDOW]]
     if not rates:
         return NotMeasured(f"routers were listened to for less than {WINDOW // timedelta(minutes=1)} minutes")
     first, last = ledger.totals[0], ledger.totals[-1]
     seen = _known(first, last, grid)
     number = round(sum(seen.values()))
-    rate = max(rates) * (1 + MARGIN)
+    rate = max(max(rates) * (1 + MARGIN), LEAST)
     if number < FEWEST_REQUESTS:
         if had is None or had.grid != grid:
             return NotMeasured(f"fewer than {FEWEST_REQUESTS} requests came in an hour")
         # Silence was measured; sizes were not.
-        least = 1 / KEPT.total_seconds()
-        factor = max(rate, least) / had.requests_per_second
+        factor = rate / had.requests_per_second
         classes = tuple(
             replace(each, requests_per_second=_rounded(each.requests_per_second * factor)) for each in had.classes
         )
@@ -159,26 +167,44 @@ def measured(
 
 
 def in_force(had: Traffic | None, found: Traffic | NotMeasured, grid: SizeGrid) -> Traffic | None:
-    """Return the traffic to plan for: what was, unless what is differs from it by more than chance; None: neither.
+    """Return the traffic to plan for: as it was, unless its sizes or bursts differ by more than chance; None: neither.
 
-    What was measured over other ranges of sizes is no use any more.
+    Its rate stays (`pace` says when another is planned for). What was measured over other ranges of sizes is no use
+    any more.
     """
     standing = had if had is not None and had.grid == grid else None
-    if isinstance(found, NotMeasured):
-        return standing
-    return found if standing is None or _differ(standing, found) else standing
+    if isinstance(found, NotMeasured) or standing is None:
+        return standing if isinstance(found, NotMeasured) else found
+    if _sizes_differ(standing, found) or _bursts_differ(standing, found):
+        return at_rate(found, standing.requests_per_second)
+    return standing
 
 
-def _rates(totals: tuple[Totals, ...], now: datetime) -> Iterator[float]:
-    """Yield requests/s of every whole window of the last STABLE, each between the readings nearest before its ends."""
+def at_rate(traffic: Traffic, requests_per_second: float, *, digits: int = _DIGITS_SCALED) -> Traffic:
+    """Return the same sizes at another rate, by class to so many digits."""
+    factor = requests_per_second / traffic.requests_per_second
+    classes = tuple(
+        replace(each, requests_per_second=_rounded(each.requests_per_second * factor, digits))
+        for each in traffic.classes
+    )
+    return replace(traffic, classes=classes)
+
+
+def windows(ledger: Ledger, now: datetime) -> Windows:
+    """Return the whole windows of the last KEPT, each between the readings nearest before its ends."""
+    return tuple(_windows(ledger.totals, now))
+
+
+def _windows(totals: tuple[Totals, ...], now: datetime) -> Iterator[tuple[datetime, float]]:
     times = [each.at for each in totals]
-    for number in range(STABLE // WINDOW):
+    for number in range(KEPT // WINDOW):
         end = bisect_right(times, now - number * WINDOW) - 1
         start = bisect_right(times, now - (number + 1) * WINDOW) - 1
         if start < 0 or end <= start:
             return
         seconds = (times[end] - times[start]).total_seconds()
-        yield (totals[end].arrived - totals[start].arrived) / seconds
+        middle = times[start] + (times[end] - times[start]) / 2
+        yield middle, (totals[end].arrived - totals[start].arrived) / seconds
 
 
 def _known(first: Totals, last: Totals, grid: SizeGrid) -> dict[Bucket, float]:
@@ -235,19 +261,6 @@ def _bursts(first: Totals, last: Totals) -> Iterator[tuple[int, float]]:
             yield length, _rounded(max(1.0, 1 + beyond / by_chance))
 
 
-def _differ(had: Traffic, found: Traffic) -> bool:
-    return _rate_differs(had, found) or _sizes_differ(had, found) or _bursts_differ(had, found)
-
-
-def _rate_differs(had: Traffic, found: Traffic) -> bool:
-    """Say whether rates differ by more than is worth a plan and more than the numbers of a window scatter."""
-    old, new = had.requests_per_second, found.requests_per_second
-    uneven = max((value for _, value in (*had.bursts, *found.bursts)), default=1.0)
-    deviation = math.sqrt(uneven * max(old, new) / WINDOW.total_seconds())
-    worth = MARGIN * old if new > old else _WORTH * old  # more than is planned for came, or a tenth less
-    return abs(new - old) > max(worth, _DEVIATIONS * deviation)
-
-
 def _sizes_differ(had: Traffic, found: Traffic) -> bool:
     """Say whether over a tenth of the requests is of other sizes, more than two samples of one source would differ."""
     old, new = _sizes(had), _sizes(found)
@@ -283,5 +296,5 @@ def _places(grid: SizeGrid) -> tuple[dict[int, int], dict[int, int]]:
     return inputs, outputs
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.{_DIGITS}g}")
+def _rounded(value: float, digits: int = _DIGITS) -> float:
+    return float(f"{value:.{digits}g}")
