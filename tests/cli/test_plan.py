@@ -76,6 +76,7 @@ def test_the_status_that_the_operator_would_write(files):
         "savedPercent": "0%",
         "gap": "0.00%",
         "notUsed": [],
+        "doubts": [],
     }
 
 

@@ -85,7 +85,7 @@ async def test_measured_traffic_takes_the_forecast_s_place(here):
     assert (status["replicas"]["desired"], status["workload"]["requestsPerSecond"]) == (4, "5.25")
     truth, reason, message = await here.condition("WorkloadObserved")
     assert (truth, reason) == ("True", "Measured")
-    assert message.startswith("Planned for 5.25 requests/s, 5% more than routers measured up to 2030-01-01 12:0")
+    assert message.startswith("Planned for up to 5.25 requests/s, of sizes that routers measured up to 2030-01-01 12:0")
 
     # Noise writes nothing: neither 3 % more traffic nor the time that goes by.
     await here.settle(passes=4)
@@ -101,7 +101,8 @@ async def test_measured_traffic_takes_the_forecast_s_place(here):
     assert (await here.service())["status"]["workload"] == status["workload"]
     assert await writes(here) == before
 
-    # Once it has listened, more traffic counts at once.
+    # Once it has listened, more traffic counts at once: 9.45 are needed, and a quarter more are planned for.
     await traffic.minutes(7, 9.0)
     status = (await here.service())["status"]
-    assert (status["replicas"]["desired"], status["workload"]["requestsPerSecond"]) == (6, "9.45")
+    assert (status["replicas"]["desired"], status["workload"]["requestsPerSecond"]) == (7, "11.8")
+    assert status["workload"]["days"]["changes"] == 1

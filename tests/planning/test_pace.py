@@ -109,8 +109,8 @@ class TestNeeded:
     def test_never_less_than_what_came_last(self):
         cliff = replace(FLAT, rates=(100.0,) * 24 + (10.0,) * 24)
         late = windows(60, 50, now=self.NOON)
-        # Usually it falls from 58.75 to 55 within these minutes.
-        assert pace.needed(late, cliff, self.NOON) == pytest.approx(1.02 * 60 * 55 / 58.75)
+        # Usually it falls from 62.5 to 55 within these minutes.
+        assert pace.needed(late, cliff, self.NOON) == pytest.approx(1.02 * 60 * 55 / 62.5)
         assert pace.needed(late, cliff, self.NOON, 60.0) == 60
 
     def test_a_usual_rise_is_believed_up_to_half(self):

@@ -18,8 +18,9 @@ from medley.planning.traffic import ClassTraffic, NotMeasured, Traffic
 
 def workload_status(traffic: Traffic | NotMeasured, days: Days | None = None) -> WorkloadStatus | None:
     """Return what is written; None: nothing was measured, and nothing is remembered."""
+    known = None if days == Days() else days
     if isinstance(traffic, NotMeasured):
-        return WorkloadStatus(days=_days_status(days)) if days is not None and days.seen else None
+        return None if known is None else WorkloadStatus(days=_days_status(known))
     return WorkloadStatus(
         requests_per_second=f"{traffic.requests_per_second:.3g}",
         requests=traffic.requests,
@@ -36,7 +37,7 @@ def workload_status(traffic: Traffic | NotMeasured, days: Days | None = None) ->
         ),
         bursts=tuple(Burst(window_seconds=length, dispersion=f"{value:g}") for length, value in traffic.bursts),
         measured_at=traffic.measured_at.astimezone(UTC).replace(microsecond=0),
-        days=None if days is None else _days_status(days),
+        days=None if known is None else _days_status(known),
     )
 
 

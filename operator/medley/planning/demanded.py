@@ -70,11 +70,12 @@ def demanded(observed: Observed, now: datetime, problem_at: Callable[[Traffic], 
     days = remembered(standing.days, observed.ledger, now)
     if isinstance(force, NotMeasured):
         return Demanded(force, days)
-    # By the clock, so that passes which come more often do not see more of chance; and the minutes up to now.
-    late, lately = windows(observed.ledger, now - (now - midnight(now)) % WINDOW), windows(observed.ledger, now)
+    # By the clock, so that passes which come more often do not see more of chance; a new leader's first ends now.
+    lately = windows(observed.ledger, now)
+    late = windows(observed.ledger, now - (now - midnight(now)) % WINDOW) or lately
     rate = force.requests_per_second
     first = standing.traffic is None or standing.traffic.grid != force.grid
-    if first or not late or not lately:
+    if first or not lately:
         return Demanded((force,), days)
     fleets = _fleets(force, days, problem_at)
     least = max(pace.needed(late, days if fleets is not None else Days(), now, lately[0][1]), LEAST)
