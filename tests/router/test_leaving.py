@@ -94,9 +94,10 @@ def test_a_target_that_leaves_too_is_given_up():
 def test_what_is_known_of_a_target():
     knowledge = Knowledge({"a": state(), "b": state(free_blocks=100)})
     knowledge.prefill_tokens_per_s["b"] = Measured(5000.0)
+    knowledge.adapters["b"] = frozenset({"sql"})
     here = Candidate("b", "l4", 3, 10)
     assert knowledge.target(here, replica("b", resumes_output=True), "a") == Target(
-        "b", 7, 1600, 16, 5000.0, carries=True, takes_outputs=True, leaves=False
+        "b", 7, 1600, 16, 5000.0, carries=True, takes_outputs=True, leaves=False, adapters=frozenset({"sql"})
     )
     assert Knowledge().target(here, replica("b"), "a") == Target("b", 7, None, 1)
 
@@ -120,6 +121,8 @@ def test_prefill_is_measured_by_long_prompts_that_were_computed():
     for tokens in (100, 1000):
         attempt = Attempt(there, 10.0, 10.0, 100, first_token=10.5, history=history(tokens))
         knowledge.prefilled(attempt)
+    cached = Attempt(there, 10.0, 10.0, 100, first_token=10.01, history=history(1000), computes=False)
+    knowledge.prefilled(cached)
     assert knowledge.prefill_tokens_per_s == {"a": Measured(2000.0)}
 
 

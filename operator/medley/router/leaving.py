@@ -60,7 +60,12 @@ class Knowledge:
         """Take in how long a first token took: of a prompt that was computed, and is long enough to tell."""
         assert attempt.first_token is not None
         tokens = 0 if attempt.history is None else attempt.history.length
-        if attempt.ticket is None and tokens >= _LEAST_TELLING_PROMPT and attempt.first_token > attempt.started:
+        if (
+            attempt.computes
+            and attempt.ticket is None
+            and tokens >= _LEAST_TELLING_PROMPT
+            and attempt.first_token > attempt.started
+        ):
             rate = tokens / (attempt.first_token - attempt.started)
             self.prefill_tokens_per_s.setdefault(attempt.replica.name, Measured()).add(rate)
 
@@ -109,6 +114,7 @@ class Knowledge:
             and state.numerics == origin.numerics,
             takes_outputs=self.takes_outputs(replica),
             leaves=replica.leaves_at is not None,
+            adapters=self.adapters.get(candidate.name, frozenset()),
         )
 
     def takes_outputs(self, replica: Replica) -> bool:
@@ -130,7 +136,13 @@ class _Notice:
 class Leaving:
     """The notices, and what follows from them."""
 
-    def __init__(self, knowledge: Knowledge, *, clock: Callable[[], float], wall_clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        knowledge: Callable[[], Knowledge],
+        *,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], datetime],
+    ) -> None:
         self._knowledge, self._clock, self._wall_clock = knowledge, clock, wall_clock
         self._notices: dict[str, _Notice] = {}
         self.carry: Callable[[Attempt], None] = lambda _: None  # the mover's
@@ -187,7 +199,7 @@ class Leaving:
     ) -> None:
         """Choose anew if the last choice is old, or was made for other streams or targets."""
         now = self._clock()
-        targets = [self._knowledge.target(each, replicas[each.name], name) for each in room]
+        targets = [self._knowledge().target(each, replicas[each.name], name) for each in room]
         basis = (frozenset(map(id, here)), tuple((each.name, each.carries, each.slots > 0) for each in targets))
         if basis == notice.basis and now < notice.planned_at + REPLAN_SECONDS:
             return
@@ -200,7 +212,7 @@ class Leaving:
         chosen = choose(
             streams,
             targets,
-            self._knowledge.link(name),
+            self._knowledge().link(name),
             left=notice.deadline - self._wall_clock(),
             notice_time=notice.notice_time,
         )
