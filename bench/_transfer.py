@@ -50,14 +50,13 @@ def bandwidth() -> tuple[float, float]:
     return statistics.median(ours for ours, _ in rates), statistics.median(plain for _, plain in rates)
 
 
-async def slowdown(driver: Driver, prompt: str, most: int) -> tuple[float, float, int]:
+async def slowdown(driver: Driver, prompt: str, **more: object) -> tuple[float, float, int]:
     """Return the median seconds between tokens of an engine alone, and while its blocks are read; and bytes read."""
     engine, other = driver.engines
     driver.away = {other.replica}
     driver.show()
     body = {
-        "model": engine.model, "prompt": prompt, "max_tokens": most, "temperature": 0, "ignore_eos": True,
-        "stream": True,
+        "model": engine.model, "prompt": prompt, "temperature": 0, "ignore_eos": True, "stream": True, **more,
     }  # fmt: skip
     at: list[float] = []
     began: float | None = None

@@ -67,6 +67,25 @@ def test_otherwise_it_is_told_to_go_and_be_computed_again(states):
     assert (attempts["a"].cause, attempts["a"].way.carried, carried) == (Cause.NOTICE, False, [])
 
 
+def test_a_target_that_is_new_is_asked_before_anything_is_chosen():
+    world, attempts, carried = moving("a", "b", states={"a": state()}, seconds=10.0)
+    world.later(0.5)
+    assert (attempts["a"].way, carried) == (None, [])
+    world.fleet.knowledge.states["b"] = state()
+    world.later(0.1)
+    assert (attempts["a"].way.carried, carried) == (True, [attempts["a"]])
+
+
+@pytest.mark.parametrize(("without", "waits"), [({"b"}, False), (set(), True)], ids=["has no plugin", "says nothing"])
+def test_a_target_that_cannot_take_it_or_never_answers_is_not_waited_for(without, waits):
+    world, attempts, _ = moving("a", "b", states={"a": state()}, seconds=10.0)
+    world.fleet.knowledge.without |= without
+    world.later(0.1)
+    assert (attempts["a"].way is None) == waits
+    world.later(1.0)
+    assert (attempts["a"].way.target, attempts["a"].way.carried) == ("b", False)
+
+
 def test_what_one_leaving_replica_was_given_the_other_cannot_have():
     """Both want the 2,000 tokens that are free on c; the one that does not get them stays."""
     states = {"a": state(), "b": state(), "c": state(free_blocks=130)}

@@ -19,6 +19,9 @@ from medley.wire.ticket import KvState
 
 # A choice holds for this long, unless the replica's streams or its targets change.
 REPLAN_SECONDS = 0.5
+# How long a choice may wait for targets that have not said yet whether they take KV: at most, and of the notice.
+MOST_LEARNING = timedelta(seconds=2)
+LEARNING_FRACTION = 0.1
 _WEIGHT_OF_THE_NEWEST = 0.3
 # Shorter prompts tell more of the queue than of the prefill.
 _LEAST_TELLING_PROMPT = 256
@@ -46,6 +49,7 @@ class Knowledge:
     bytes_per_s: dict[str, Measured] = field(default_factory=dict)  # out of a replica
     adapters: dict[str, frozenset[str]] = field(default_factory=dict)  # LoRA adapters that engines serve
     lengths: dict[str, int] = field(default_factory=dict)  # tokens of the longest sequence; 0: not known
+    without: set[str] = field(default_factory=set)  # replicas whose engines have not the plugin, as they said
 
     @property
     def longest(self) -> int:
@@ -84,6 +88,11 @@ class Knowledge:
         for table in (self.states, self.prefill_tokens_per_s, self.bytes_per_s, self.adapters, self.lengths):
             for name in [each for each in table if each not in known]:
                 del table[name]
+        self.without &= known.keys()
+
+    def has_asked(self, name: str) -> bool:
+        """Whether a replica has said whether it carries KV."""
+        return name in self.states or name in self.without
 
     def link(self, source: str) -> Link | None:
         """Return the way out of a replica; None if it exports nothing."""
@@ -199,6 +208,8 @@ class Leaving:
     ) -> None:
         """Choose anew if the last choice is old, or was made for other streams or targets."""
         now = self._clock()
+        if self._must_learn(name, notice, room):
+            return
         targets = [self._knowledge().target(each, replicas[each.name], name) for each in room]
         basis = (frozenset(map(id, here)), tuple((each.name, each.carries, each.slots > 0) for each in targets))
         if basis == notice.basis and now < notice.planned_at + REPLAN_SECONDS:
@@ -220,6 +231,14 @@ class Leaving:
         for attempt, departure in notice.given.items():
             attempt.way = _way(departure, now)
         notice.planned_at, notice.basis = now, basis
+
+    def _must_learn(self, name: str, notice: _Notice, room: Sequence[Candidate]) -> bool:
+        """Whether to wait a moment for what targets say: those that are new may take what this replica has."""
+        knowledge = self._knowledge()
+        waited = self._wall_clock() - notice.seen
+        if waited >= min(MOST_LEARNING, notice.notice_time * LEARNING_FRACTION) or knowledge.link(name) is None:
+            return False
+        return not all(knowledge.has_asked(each.name) for each in room)
 
 
 def _by_id(given: Mapping[Attempt, Departure]) -> dict[str, Departure]:
