@@ -32,7 +32,7 @@ MOST_PAUSE = {1: 3.0, 8: 5.0, 24: 10.0}  # p50, in times between tokens, by stre
 LEAST_GAIN = 10.0  # of carrying a long context over computing it again
 LEAST_BANDWIDTH = 0.6  # of a plain copy over TLS
 MOST_SLOWDOWN = 0.1  # of decoding while a transfer is served
-NOTICE_S = 10.0  # half of it is reserve: streams leave after five seconds
+NOTICE_S = 20.0  # streams leave after 14 s: until then there is time for a copy of each
 LONG_PROMPT = 1870  # words: 4,000 tokens
 ARGUMENTS = (
     "--load-format",
