@@ -97,6 +97,7 @@ class Router:
 
     process: asyncio.subprocess.Process
     url: str
+    log: Path
 
 
 @asynccontextmanager
@@ -118,7 +119,7 @@ async def _router(folder: Path, secrets: Secrets, engine: Engine, wanted: Wanted
         url = (await process.stdout.readline()).decode().strip()
         if not url:
             raise AssertionError(f"the router did not start:\n{(folder / 'router.log').read_text()[-3000:]}")
-        yield Router(process, url)
+        yield Router(process, url, folder / "router.log")
     finally:
         if process.returncode is None:
             process.kill()
@@ -135,6 +136,7 @@ class Driver:
         self.clients: Clients
         self.away: set[str] = set()  # replicas that routers do not see
         self.leaving: dict[str, float] = {}  # replica -> seconds of the epoch
+        self.ways: str | None = None  # "carry" or "refill": what the router does where it can
         self._counted: Counter[tuple[str, str]] = Counter()
         self._growth: Growth | None = None
         self._engine_growth: dict[tuple[str, int], Growth] = {}
@@ -159,8 +161,9 @@ class Driver:
     def show(self) -> None:
         """Tell the router what there is."""
         there = [each for each in self.engines if each.replica not in self.away]
+        fleet = [(each, self.leaving.get(each.replica)) for each in there]
         assert self.router.process.stdin is not None
-        self.router.process.stdin.write(as_line([(each, self.leaving.get(each.replica)) for each in there]))
+        self.router.process.stdin.write(as_line(fleet, self.ways))
 
     async def router_serves(self) -> None:
         """Wait until it does."""

@@ -71,6 +71,11 @@ class Engine(ABC):
         return f"{self.scheme}://127.0.0.1:{self.proxy.port}"
 
     @property
+    def api(self) -> str | None:
+        """Where the engine itself listens, past its proxy; None before it is started."""
+        return None if self._started is None else f"{self.scheme}://127.0.0.1:{self._started.port}"
+
+    @property
     def running(self) -> bool:
         """Whether its process lives."""
         return self._started is not None and self._started.popen.poll() is None
@@ -174,6 +179,7 @@ class VllmEngine(Engine):
     python: Path
     weights: Path
     secrets: Secrets
+    arguments: tuple[str, ...] = ()  # for vLLM, beyond those of the soak
 
     def access(self) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {self.secrets.key}"}
@@ -216,10 +222,11 @@ class VllmEngine(Engine):
             generation=1,
             model=str(self.weights),
             served_model_name=self.model,
-            max_model_len=4096,
+            max_model_len=8192,
             engine_args=(
                 *("--dtype", "float32", "--block-size", "32", "--max-num-seqs", "32"),
                 *("--max-num-batched-tokens", "1024", "--enforce-eager"),
+                *self.arguments,
             ),
         )
         headers = {"Authorization": f"Bearer {self.secrets.key}"}
@@ -285,7 +292,10 @@ def _family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def as_line(engines: Sequence[tuple[Engine, float | None]]) -> bytes:
-    """Return the fleet as the router's process reads it: engines, and when they leave (seconds of the epoch)."""
+def as_line(engines: Sequence[tuple[Engine, float | None]], ways: str | None = None) -> bytes:
+    """Return the fleet as the router's process reads it: engines, and when they leave (seconds of the epoch).
+
+    `ways`: "carry" or "refill" where the router shall not choose.
+    """
     replicas = [{"name": each.replica, "url": each.url, "leaves_at": leaves} for each, leaves in engines]
-    return json.dumps({"replicas": replicas}).encode() + b"\n"
+    return json.dumps({"replicas": replicas, "ways": ways}).encode() + b"\n"

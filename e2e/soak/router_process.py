@@ -1,6 +1,7 @@
 """A router whose fleet is told by lines on its standard input, as a watch would tell it: notices included.
 
-Each line is JSON, the whole fleet: {"replicas": [{"name", "url", "leaves_at": seconds of the epoch or null}, ...]}.
+Each line is JSON, the whole fleet: {"replicas": [{"name", "url", "leaves_at": seconds of the epoch or null}, ...],
+"ways": null, or "carry" or "refill" to have the router do the one or the other wherever it can}.
 When it listens it writes its URL. It ends with its input.
 """
 
@@ -11,17 +12,37 @@ import asyncio
 import json
 import logging
 import sys
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import uvloop
 
+from medley.planning.carrying import Link, Target
+from medley.planning.routing import Candidate
 from medley.router.attempt import Replica
 from medley.router.engine_client import EngineClient
 from medley.router.fleet import FleetView, Limits
+from medley.router.leaving import Knowledge
 from medley.router.main import running
 from medley.router.server import Followed
 from medley.router.settings import RouterSettings
+
+
+@dataclass(slots=True)
+class Steered(Knowledge):
+    """What the router believes of its engines, bent so that it chooses what a measurement is about."""
+
+    ways: str | None = None
+
+    def link(self, source: str) -> Link | None:
+        """Say that nothing is exported, if all is to be computed again."""
+        return None if self.ways == "refill" else super(Steered, self).link(source)
+
+    def target(self, candidate: Candidate, replica: Replica, source: str) -> Target:
+        """Say that nothing can be computed in time, if all is to be carried."""
+        known = super(Steered, self).target(candidate, replica, source)
+        return replace(known, prefill_tokens_per_s=1.0) if self.ways == "carry" else known
 
 
 def view(line: str) -> FleetView:
@@ -46,7 +67,10 @@ async def _serve(given: argparse.Namespace) -> None:
 
     async def follow(kept: Followed, _: EngineClient) -> None:
         kept.serving.model = given.model
+        steered = Steered()
+        kept.fleet.knowledge = steered
         while line := await told.readline():
+            steered.ways = json.loads(line).get("ways")
             kept.fleet.replace(view(line.decode()))
         ended.set()
         await asyncio.Event().wait()

@@ -42,6 +42,13 @@ def test_what_ends_in_time_stays():
     assert decide([stream(remaining=100)], [target()]) == {"s": Finish()}
 
 
+def test_a_stream_goes_only_where_its_adapter_is_served():
+    there = [target("a"), target("b", adapters=frozenset({"sql"}))]
+    assert decide([stream(adapter="sql")], there)["s"].target == "b"
+    assert decide([stream(adapter="sql")], there[:1]) == {"s": Stay()}
+    assert decide([stream(adapter="sql")], there, link=None)["s"].target == "b"
+
+
 def test_a_long_stream_is_carried_copied_at_once_and_cut_just_in_time():
     chosen = decide([stream()], [target()])["s"]
     assert (chosen.target, chosen.copy_after) == ("t", NOW)

@@ -67,6 +67,25 @@ def test_otherwise_it_is_told_to_go_and_be_computed_again(states):
     assert (attempts["a"].cause, attempts["a"].way.carried, carried) == (Cause.NOTICE, False, [])
 
 
+def test_a_target_that_is_new_is_asked_before_anything_is_chosen():
+    world, attempts, carried = moving("a", "b", states={"a": state()}, seconds=10.0)
+    world.later(0.5)
+    assert (attempts["a"].way, carried) == (None, [])
+    world.fleet.knowledge.states["b"] = state()
+    world.later(0.1)
+    assert (attempts["a"].way.carried, carried) == (True, [attempts["a"]])
+
+
+@pytest.mark.parametrize(("without", "waits"), [({"b"}, False), (set(), True)], ids=["has no plugin", "says nothing"])
+def test_a_target_that_cannot_take_it_or_never_answers_is_not_waited_for(without, waits):
+    world, attempts, _ = moving("a", "b", states={"a": state()}, seconds=10.0)
+    world.fleet.knowledge.without |= without
+    world.later(0.1)
+    assert (attempts["a"].way is None) == waits
+    world.later(1.0)
+    assert (attempts["a"].way.target, attempts["a"].way.carried) == ("b", False)
+
+
 def test_what_one_leaving_replica_was_given_the_other_cannot_have():
     """Both want the 2,000 tokens that are free on c; the one that does not get them stays."""
     states = {"a": state(), "b": state(), "c": state(free_blocks=130)}
@@ -94,9 +113,10 @@ def test_a_target_that_leaves_too_is_given_up():
 def test_what_is_known_of_a_target():
     knowledge = Knowledge({"a": state(), "b": state(free_blocks=100)})
     knowledge.prefill_tokens_per_s["b"] = Measured(5000.0)
+    knowledge.adapters["b"] = frozenset({"sql"})
     here = Candidate("b", "l4", 3, 10)
     assert knowledge.target(here, replica("b", resumes_output=True), "a") == Target(
-        "b", 7, 1600, 16, 5000.0, carries=True, takes_outputs=True, leaves=False
+        "b", 7, 1600, 16, 5000.0, carries=True, takes_outputs=True, leaves=False, adapters=frozenset({"sql"})
     )
     assert Knowledge().target(here, replica("b"), "a") == Target("b", 7, None, 1)
 
@@ -120,6 +140,8 @@ def test_prefill_is_measured_by_long_prompts_that_were_computed():
     for tokens in (100, 1000):
         attempt = Attempt(there, 10.0, 10.0, 100, first_token=10.5, history=history(tokens))
         knowledge.prefilled(attempt)
+    cached = Attempt(there, 10.0, 10.0, 100, first_token=10.01, history=history(1000), computes=False)
+    knowledge.prefilled(cached)
     assert knowledge.prefill_tokens_per_s == {"a": Measured(2000.0)}
 
 

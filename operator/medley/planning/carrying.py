@@ -50,6 +50,7 @@ class Stream:
     remaining_tokens: int  # at most
     per_token: timedelta | None  # measured; None: not yet
     counts_outputs: bool = False  # its sampling depends on which tokens are outputs
+    adapter: str | None = None  # LoRA adapter that it needs; None: the model itself
     copied: Mapping[str, int] = field(default_factory=dict)  # tokens that a target has already, by target
 
 
@@ -65,6 +66,7 @@ class Target:
     carries: bool = False  # it takes tickets of the leaving replica: both capable, with equal numerics
     takes_outputs: bool = False  # committed tokens may come back as outputs
     leaves: bool = False
+    adapters: frozenset[str] = frozenset()  # LoRA adapters that it serves
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,8 @@ def _options(stream: Stream, targets: Sequence[Target], link: Link | None, cut: 
     """Return what can be done with a stream."""
     found: list[_Option] = []
     for index, target in enumerate(targets):
+        if stream.adapter is not None and stream.adapter not in target.adapters:
+            continue
         tokens = _whole_blocks(stream.context_tokens + 1, target.block_tokens)
         refill = _Option(index, carry=False, pause_s=_refill_s(stream, target), link_s=0.0, last_s=0.0, tokens=tokens)
         found.append(refill)

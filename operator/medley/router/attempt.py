@@ -99,6 +99,7 @@ class Attempt:
     scope: asyncio.Timeout | None = None
     history: History | None = None
     ticket: Ticket | None = None  # with which it began
+    computes: bool = True  # the whole prompt, as far as is known: then its first token tells how fast
     serial: int = 0  # of all attempts of this router
     work: float = 1.0  # tokens that it is expected to make yet
     ended: bool = False
@@ -140,6 +141,7 @@ class Attempt:
             remaining_tokens=self.remaining_tokens,
             per_token=self.per_token,
             counts_outputs=history is not None and counts_outputs(history.choice.rendered.sampling),
+            adapter=None if history is None else history.choice.adapter,
             copied={} if self.move is None else dict(self.move.copied),
         )
 

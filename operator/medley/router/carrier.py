@@ -6,6 +6,7 @@ Called by `server`, one task per choice. What is decided is decided in `session`
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from medley.router.session import (
     Seek,
 )
 from medley.wire.generate import FINISHED_BY_ABORT, EngineFault, TokenEvent
+
+logger = logging.getLogger(__name__)
 
 # Silence that turned out to be slowness must not repeat for ever: each makes the request twice as patient.
 _MOST_PATIENCE = 64.0
@@ -117,6 +120,7 @@ class Carrier:
         if attempt is None:
             attempt = await self._admission.place(wanted, resuming=seek.resuming)
         attempt.history = carriage.history
+        attempt.computes = attempt.computes and not seek.resuming  # much of it may have been copied there
         attempt.ticket = None if carriage.handover is None else carriage.handover.ticket
         return attempt
 
@@ -213,11 +217,12 @@ class Carrier:
 
     def _note_pause(self, carriage: Carriage, attempt: Attempt, seconds: float) -> None:
         if carriage.broken_by is not Cause.NOTICE:
-            self._metrics.paused("broken", seconds)
-        elif attempt.ticket is None:
-            self._metrics.paused("refilled", seconds)
+            kind = "broken"
         else:
-            self._metrics.paused("carried", seconds)
+            kind = "refilled" if attempt.ticket is None else "carried"
+        self._metrics.paused(kind, seconds)
+        name, replica = carriage.history.choice.request_id, attempt.replica.name
+        logger.info("%s went on at %s after %.1f ms: %s", name, replica, seconds * 1000, kind)
 
     def _note_delivery(self, carriage: Carriage, attempt: Attempt, tokens: int) -> None:
         if not tokens:

@@ -83,7 +83,7 @@ class Fleet:
         self.sizes = Sizes(clock=clock)
         self._opened = 0
         self.knowledge = Knowledge()
-        self.leaving = Leaving(self.knowledge, clock=clock, wall_clock=wall_clock)
+        self.leaving = Leaving(lambda: self.knowledge, clock=clock, wall_clock=wall_clock)
         self.changed: Callable[[], None] = lambda: None  # admission: there may be room now
 
     # What sources do
@@ -146,6 +146,7 @@ class Fleet:
         self._attempts.setdefault(replica.name, set()).add(attempt)
         self._work[replica.name] = self._work.get(replica.name, 0.0) + work
         if wanted.keys:
+            attempt.computes = not self.prefixes.held(wanted.keys).get(replica.name)
             self.prefixes.add(replica.name, wanted.keys)
         return attempt
 

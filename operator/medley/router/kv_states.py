@@ -25,28 +25,34 @@ async def follow(fleet: Fleet, engines: EngineClient) -> None:
     clock = asyncio.get_running_loop().time
     while True:
         names = frozenset(each.name for each in fleet.view.replicas.values() if each.ready)
-        if names != known or clock() - last_calm >= CALM_SECONDS:
-            last_calm = clock()
-            await asyncio.gather(
-                *(_ask_for_adapters(fleet, engines, each) for each in list(fleet.view.replicas.values()) if each.ready)
-            )
-        if names != known or clock() - last >= (NOTICED_SECONDS if fleet.leaving.seen else CALM_SECONDS):
-            last, known = clock(), names
-            await asyncio.gather(*(_ask(fleet, engines, each) for each in list(fleet.view.replicas.values())))
+        now, there = clock(), list(fleet.view.replicas.values())
+        questions = []
+        if names != known or now - last_calm >= CALM_SECONDS:
+            last_calm = now
+            questions += [_ask_for_adapters(fleet, engines, each) for each in there if each.ready]
+        if names != known or now - last >= (NOTICED_SECONDS if fleet.leaving.seen else CALM_SECONDS):
+            last = now
+            questions += [_ask(fleet, engines, each) for each in there]
+        known = names
+        await asyncio.gather(*questions)
         await asyncio.sleep(NOTICED_SECONDS / 2)
 
 
 async def _ask(fleet: Fleet, engines: EngineClient, replica: Replica) -> None:
-    states = fleet.knowledge.states
+    states, without = fleet.knowledge.states, fleet.knowledge.without
     try:
         state = await engines.kv_state(replica.url)
     except EngineError as error:
         logger.debug("%s", error)  # what it said before stands; whether it lives, its streams tell
         return
-    if state is None or replica.name not in fleet.view.replicas:
+    if replica.name not in fleet.view.replicas:
+        return
+    if state is None:
         states.pop(replica.name, None)
+        without.add(replica.name)
     else:
         states[replica.name] = state
+        without.discard(replica.name)
 
 
 async def _ask_for_adapters(fleet: Fleet, engines: EngineClient, replica: Replica) -> None:

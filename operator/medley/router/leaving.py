@@ -19,6 +19,9 @@ from medley.wire.ticket import KvState
 
 # A choice holds for this long, unless the replica's streams or its targets change.
 REPLAN_SECONDS = 0.5
+# How long a choice may wait for targets that have not said yet whether they take KV: at most, and of the notice.
+MOST_LEARNING = timedelta(seconds=2)
+LEARNING_FRACTION = 0.1
 _WEIGHT_OF_THE_NEWEST = 0.3
 # Shorter prompts tell more of the queue than of the prefill.
 _LEAST_TELLING_PROMPT = 256
@@ -46,6 +49,7 @@ class Knowledge:
     bytes_per_s: dict[str, Measured] = field(default_factory=dict)  # out of a replica
     adapters: dict[str, frozenset[str]] = field(default_factory=dict)  # LoRA adapters that engines serve
     lengths: dict[str, int] = field(default_factory=dict)  # tokens of the longest sequence; 0: not known
+    without: set[str] = field(default_factory=set)  # replicas whose engines have not the plugin, as they said
 
     @property
     def longest(self) -> int:
@@ -64,7 +68,12 @@ class Knowledge:
         """Take in how long a first token took: of a prompt that was computed, and is long enough to tell."""
         assert attempt.first_token is not None
         tokens = 0 if attempt.history is None else attempt.history.length
-        if attempt.ticket is None and tokens >= _LEAST_TELLING_PROMPT and attempt.first_token > attempt.started:
+        if (
+            attempt.computes
+            and attempt.ticket is None
+            and tokens >= _LEAST_TELLING_PROMPT
+            and attempt.first_token > attempt.started
+        ):
             rate = tokens / (attempt.first_token - attempt.started)
             self.prefill_tokens_per_s.setdefault(attempt.replica.name, Measured()).add(rate)
 
@@ -83,6 +92,11 @@ class Knowledge:
         for table in (self.states, self.prefill_tokens_per_s, self.bytes_per_s, self.adapters, self.lengths):
             for name in [each for each in table if each not in known]:
                 del table[name]
+        self.without &= known.keys()
+
+    def has_asked(self, name: str) -> bool:
+        """Whether a replica has said whether it carries KV."""
+        return name in self.states or name in self.without
 
     def link(self, source: str) -> Link | None:
         """Return the way out of a replica; None if it exports nothing."""
@@ -113,6 +127,7 @@ class Knowledge:
             and state.numerics == origin.numerics,
             takes_outputs=self.takes_outputs(replica),
             leaves=replica.leaves_at is not None,
+            adapters=self.adapters.get(candidate.name, frozenset()),
         )
 
     def takes_outputs(self, replica: Replica) -> bool:
@@ -134,7 +149,13 @@ class _Notice:
 class Leaving:
     """The notices, and what follows from them."""
 
-    def __init__(self, knowledge: Knowledge, *, clock: Callable[[], float], wall_clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        knowledge: Callable[[], Knowledge],
+        *,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], datetime],
+    ) -> None:
         self._knowledge, self._clock, self._wall_clock = knowledge, clock, wall_clock
         self._notices: dict[str, _Notice] = {}
         self.carry: Callable[[Attempt], None] = lambda _: None  # the mover's
@@ -198,7 +219,9 @@ class Leaving:
     ) -> None:
         """Choose anew if the last choice is old, or was made for other streams or targets."""
         now = self._clock()
-        targets = [self._knowledge.target(each, replicas[each.name], name) for each in room]
+        if self._must_learn(name, notice, room):
+            return
+        targets = [self._knowledge().target(each, replicas[each.name], name) for each in room]
         basis = (frozenset(map(id, here)), tuple((each.name, each.carries, each.slots > 0) for each in targets))
         if basis == notice.basis and now < notice.planned_at + REPLAN_SECONDS:
             return
@@ -211,7 +234,7 @@ class Leaving:
         chosen = choose(
             streams,
             targets,
-            self._knowledge.link(name),
+            self._knowledge().link(name),
             left=notice.deadline - self._wall_clock(),
             notice_time=notice.notice_time,
         )
@@ -219,6 +242,14 @@ class Leaving:
         for attempt, departure in notice.given.items():
             attempt.way = _way(departure, now)
         notice.planned_at, notice.basis = now, basis
+
+    def _must_learn(self, name: str, notice: _Notice, room: Sequence[Candidate]) -> bool:
+        """Whether to wait a moment for what targets say: those that are new may take what this replica has."""
+        knowledge = self._knowledge()
+        waited = self._wall_clock() - notice.seen
+        if waited >= min(MOST_LEARNING, notice.notice_time * LEARNING_FRACTION) or knowledge.link(name) is None:
+            return False
+        return not all(knowledge.has_asked(each.name) for each in room)
 
 
 def _by_id(given: Mapping[Attempt, Departure]) -> dict[str, Departure]:

@@ -13,7 +13,7 @@ import time
 
 from medley.engine.kv.connections import Connections
 from medley.engine.kv.direct import DirectMemory
-from medley.engine.kv.puller import FailedError, Load, Puller
+from medley.engine.kv.puller import FailedError, InThread, Load, Puller
 from medley.engine.kv.server import Holder, block_answers, pin_answers
 from tests.engine.kv.cache import (
     BLOCKS,
@@ -48,7 +48,7 @@ def source() -> None:
 def loaded(held, offered) -> tuple[object, object, DirectMemory]:
     cache = empty(held, BLOCKS)
     memory = DirectMemory(cache.regions())
-    puller = Puller(cache, Connections(None), fetcher=memory)
+    puller = Puller(cache, InThread(Connections(None)), fetcher=memory)
     puller.begin(Load("r", offered, 2, INTO, 60))
     while not (ended := puller.ended()):
         time.sleep(0.002)

@@ -14,7 +14,7 @@ from medley.engine.kv import connections as connecting
 from medley.engine.kv.connections import Connections
 from medley.engine.kv.layout import Shard
 from medley.engine.kv.messages import LENGTH, Answer, framed
-from medley.engine.kv.puller import Load, Loaded, Puller
+from medley.engine.kv.puller import InThread, Load, Loaded, Puller
 from medley.engine.kv.server import Holder, block_answers, pin_answers
 from medley.testing.certificates import Issuer
 from medley.tls.keyring import Keyring
@@ -63,7 +63,7 @@ class Source:
 def pulled(stack: ExitStack, held: Shard, offered, *, client=None, within_s: float = 20.0, first: int = 2):
     """One worker's load, to its end; its cache and how the load ended."""
     cache = empty(held, BLOCKS)
-    puller = Puller(cache, Connections(client, stall_s=STALL_S))
+    puller = Puller(cache, InThread(Connections(client, stall_s=STALL_S)))
     stack.callback(puller.close)
     puller.begin(Load("r", offered, first, INTO, within_s))
     return cache, end(puller)
@@ -109,7 +109,7 @@ def test_connections_are_used_again_and_dialled_anew_when_they_ended(monkeypatch
     with ExitStack() as stack:
         engine = Source(stack, layers_total=2, heads=2, tp=1, pp=1)
         (held,) = shards(layers_total=2, heads=2, tp=1, pp=1)
-        puller = Puller(empty(held, BLOCKS), Connections(None, stall_s=STALL_S))
+        puller = Puller(empty(held, BLOCKS), InThread(Connections(None, stall_s=STALL_S)))
         stack.callback(puller.close)
         for _ in range(3):
             puller.begin(Load("r", engine.ticket(), 2, INTO, 20))
@@ -207,7 +207,7 @@ def test_a_request_that_is_over_ends_its_load():
         engine = Source(stack, layers_total=2, heads=2, tp=1, pp=1)
         port = stack.enter_context(server(hold))
         (held,) = shards(layers_total=2, heads=2, tp=1, pp=1)
-        puller = Puller(empty(held, BLOCKS), Connections(None, stall_s=STALL_S))
+        puller = Puller(empty(held, BLOCKS), InThread(Connections(None, stall_s=STALL_S)))
         stack.callback(puller.close)
         puller.begin(Load("r", engine.ticket([port]), 2, INTO, 20))
         assert begun.wait(10)

@@ -44,6 +44,14 @@ class Connection:
         self.used_at = time.monotonic()
         return bytes(body)
 
+    def receive_within(self, check: Callable[[], None]) -> bytes:
+        """Do as `receive`, and call `check`, which may raise, whenever the socket's timeout passes."""
+        header = bytearray(LENGTH.size)
+        self._fill(memoryview(header), check, patient=True)
+        body = bytearray(length(bytes(header)))
+        self._fill(memoryview(body), check, patient=True)
+        return bytes(body)
+
     def send_pieces(self, pieces: Iterable[memoryview]) -> int:
         """Send memory as it lies; return the bytes."""
         total = 0
@@ -66,12 +74,17 @@ class Connection:
         """Close it, whatever state it is in."""
         self.sock.close()
 
-    def _fill(self, piece: memoryview, check: Callable[[], None] | None = None) -> None:
+    def _fill(self, piece: memoryview, check: Callable[[], None] | None = None, *, patient: bool = False) -> None:
         got = 0
         while got < len(piece):
             if check is not None:
                 check()
-            count = self.sock.recv_into(piece[got:])
+            try:
+                count = self.sock.recv_into(piece[got:])
+            except TimeoutError:
+                if patient:
+                    continue
+                raise
             if count == 0:
                 raise ConnectionError("the other side closed the connection")
             got += count

@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Final, Protocol
 
 from medley.engine.kv.blocks import Blocks
-from medley.engine.kv.connections import Connection, Connections
+from medley.engine.kv.connections import Connections
 from medley.engine.kv.layout import IncompleteError, Pull, pulls, split
 from medley.engine.kv.messages import (
     Answer,
@@ -27,7 +27,6 @@ from medley.engine.kv.messages import (
     parse_answer,
     slice_bytes,
 )
-from medley.wire.assignment import Message
 from medley.wire.ticket import Ticket
 
 _LOG: Final = logging.getLogger("vllm.medley.kv")
@@ -70,6 +69,68 @@ class Fetcher(Protocol):
         ...
 
 
+class Reader(Protocol):
+    """The way to other engines: `errands.Errands`, or `InThread` without a process between."""
+
+    def ask(self, host: str, port: int, question: PinQuery) -> Answer:
+        """Return the answer to a question without bytes; OSError or ProtocolError if there is none."""
+        ...
+
+    def read(  # noqa: PLR0917 - one call in one place
+        self,
+        host: str,
+        port: int,
+        question: ReadRequest,
+        size: int,
+        into: Iterator[memoryview],
+        check: Callable[[], None],
+    ) -> int | Remote | Answer:
+        """Fill pieces with `size` bytes, and return how many; or where they are, or an answer that is of no use."""
+        ...
+
+    def close(self) -> None:
+        """Stop."""
+        ...
+
+
+class InThread:
+    """Reads in the thread that asks: where nothing else holds Python's lock, that is the shortest way."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    def ask(self, host: str, port: int, question: PinQuery) -> Answer:
+        """Ask over a connection that is kept."""
+        with self._connections.to(host, port) as connection:
+            connection.send(question)
+            return parse_answer(connection.receive())
+
+    def read(  # noqa: PLR0917 - one call in one place
+        self,
+        host: str,
+        port: int,
+        question: ReadRequest,
+        size: int,
+        into: Iterator[memoryview],
+        check: Callable[[], None],
+    ) -> int | Remote | Answer:
+        """Receive into the cache itself."""
+        with self._connections.to(host, port) as connection:
+            connection.send(question)
+            answer = parse_answer(connection.receive())
+            if answer.ok and answer.remote is not None:
+                return answer.remote
+            if answer.ok and answer.bytes_total == size:
+                return connection.fill_pieces(into, check)
+            if answer.ok and answer.bytes_total:
+                raise ConnectionError(f"{answer.bytes_total} bytes are offered, {size} were asked for")
+            return answer
+
+    def close(self) -> None:
+        """Close what is kept."""
+        self._connections.close()
+
+
 @dataclass(slots=True)
 class _Running:
     load: Load
@@ -87,10 +148,8 @@ class _Running:
 class Puller:
     """Runs loads into one worker's blocks."""
 
-    def __init__(
-        self, blocks: Blocks, connections: Connections, *, rank: int = 0, fetcher: Fetcher | None = None
-    ) -> None:
-        self._blocks, self._connections, self._rank, self._fetcher = blocks, connections, rank, fetcher
+    def __init__(self, blocks: Blocks, reader: Reader, *, rank: int = 0, fetcher: Fetcher | None = None) -> None:
+        self._blocks, self._reader, self._rank, self._fetcher = blocks, reader, rank, fetcher
         self._loads = ThreadPoolExecutor(_LOADS_AT_ONCE, thread_name_prefix="medley-kv-load")
         self._reads = ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="medley-kv-read")
         self._running: dict[str, _Running] = {}
@@ -123,7 +182,7 @@ class Puller:
         """End what runs and take nothing more."""
         for running in self._running.values():
             running.cancelled.set()
-        self._connections.close()
+        self._reader.close()
         self._loads.shutdown(wait=False, cancel_futures=True)
         self._reads.shutdown(wait=False, cancel_futures=True)
 
@@ -154,8 +213,9 @@ class Puller:
             _wait(others)  # and must not write into blocks that are used for something else
             raise
         assert ticket.pins is not None
-        with self._connections.to(ticket.pins.host, ticket.pins.port) as connection:
-            _agreed(connection, PinQuery(export_id=ticket.export_id))
+        answer = self._reader.ask(ticket.pins.host, ticket.pins.port, PinQuery(export_id=ticket.export_id))
+        if not answer.ok:
+            raise FailedError(answer.reason)
         return total
 
     def _connections_for(self, pull: Pull, load: Load) -> int:
@@ -181,25 +241,20 @@ class Puller:
             by="tcp" if self._fetcher is None else "nixl",
         )
         running.check()
-        with self._connections.to(source.host, source.port) as connection:
-            answer = _agreed(connection, request)
-            size = self._bytes_of(pull, load)
-            if answer.bytes_total != size:
-                raise FailedError(f"{answer.bytes_total} bytes are offered, {size} were asked for")
-            into = self._blocks.writing(pull.shard, load.into)
-            if answer.remote is None:
-                return connection.fill_pieces(into, running.check)
-            if self._fetcher is None:
+        size = self._bytes_of(pull, load)
+        into = self._blocks.writing(pull.shard, load.into)
+        given = self._reader.read(source.host, source.port, request, size, into, running.check)
+        match given:
+            case int():
+                return given
+            case Remote() if self._fetcher is not None:
+                return self._fetcher.fetch(given, into, running.check)
+            case Answer(ok=False, reason=reason):
+                raise FailedError(reason)
+            case Answer(bytes_total=offered):
+                raise FailedError(f"{offered} bytes are offered, {size} were asked for")
+            case _:
                 raise FailedError("bytes were to follow, and do not")
-            return self._fetcher.fetch(answer.remote, into, running.check)
-
-
-def _agreed(connection: Connection, message: Message) -> Answer:
-    connection.send(message)
-    answer = parse_answer(connection.receive())
-    if not answer.ok:
-        raise FailedError(answer.reason)
-    return answer
 
 
 def _wait(reads: Sequence[Future[int]]) -> None:

@@ -12,10 +12,9 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from medley.core.identity import Role
-from medley.engine.kv.blocks import Blocks
 from medley.engine.kv.connections import STALL_S, Connection, prepare
 from medley.engine.kv.layout import Shard
 from medley.engine.kv.messages import (
@@ -28,6 +27,9 @@ from medley.engine.kv.messages import (
     refusal,
     slice_bytes,
 )
+
+if TYPE_CHECKING:
+    from medley.engine.kv.blocks import Blocks  # it imports numpy, which a porter does without
 
 _LOG: Final = logging.getLogger("vllm.medley.kv")
 _IDLE_S: Final = 60.0  # until a connection without questions is closed
@@ -95,14 +97,15 @@ class Holder:
 
     def __init__(
         self,
-        host: str,
+        at: str | socket.socket,
         answer: Callable[[ReadRequest | PinQuery], Answer | Payload],
         keyring: Recognising | None,
         *,
         stall_s: float = STALL_S,
     ) -> None:
+        """`at`: a host, or a socket that listens already."""
         self._answer, self._keyring, self._stall_s = answer, keyring, stall_s
-        self._sock = socket.create_server((host, 0), backlog=_BACKLOG)
+        self._sock = socket.create_server((at, 0), backlog=_BACKLOG) if isinstance(at, str) else at
         self.port: int = self._sock.getsockname()[1]
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()

@@ -19,11 +19,11 @@ from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
 from medley.engine.kv.blocks import Blocks, HostBlocks, host_bytes
-from medley.engine.kv.connections import Connections
+from medley.engine.kv.errands import Errands
 from medley.engine.kv.layout import Geometry, Shard, shard
 from medley.engine.kv.network import Network
 from medley.engine.kv.puller import Load, Puller
-from medley.engine.kv.server import Holder, block_answers
+from medley.engine.kv.server import block_answers
 from medley.wire.ticket import ITEM_BYTES
 
 TRANSPORT_VARIABLE: Final = "MEDLEY_KV_TRANSPORT"  # tcp, or nixl
@@ -52,7 +52,6 @@ class WorkerHalf:
         self._config = config
         self._network = Network.from_environment()
         self._puller: Puller | None = None
-        self._holder: Holder | None = None
         self._facts: WorkerFacts | None = None
         self._unknown: list[Load] = []  # asked for although this worker has no cache to load into
 
@@ -71,10 +70,9 @@ class WorkerHalf:
             blocks = self._blocks(held, geometry, caches)
             network, direct = self._network, _direct(blocks)
             answers = block_answers(blocks, secret, None if direct is None else direct.offer)
-            self._holder = Holder(network.listen, answers, network.keyring, stall_s=network.stall_s)
-            connections = Connections(network.client, stall_s=network.stall_s)
-            self._puller = Puller(blocks, connections, rank=tp, fetcher=direct)
-            port = self._holder.port
+            errands = Errands(network.listen, answers)
+            self._puller = Puller(blocks, errands, rank=tp, fetcher=direct)
+            port = errands.port
         except (ValueError, OSError) as error:
             obstacle = str(error)
         backends = get_layers_from_vllm_config(self._config, AttentionLayerBase, list(caches))
@@ -122,8 +120,6 @@ class WorkerHalf:
         """Stop serving and loading."""
         if self._puller is not None:
             self._puller.close()
-        if self._holder is not None:
-            self._holder.close()
 
     def _geometry(self, caches: Mapping[str, Any]) -> tuple[Geometry, int]:
         """Return what all layers here agree on, and their heads; ValueError if they do not."""

@@ -1,0 +1,134 @@
+"""Blocks go through processes beside the workers, whatever the workers are doing; porters that die are replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+
+from medley.core.identity import TLS_FOLDER_VARIABLE, Role
+from medley.engine.kv.blocks import HostBlocks
+from medley.engine.kv.channels import PART_BYTES
+from medley.engine.kv.errands import Errands
+from medley.engine.kv.layout import Geometry, Shard
+from medley.engine.kv.messages import grant, slice_bytes
+from medley.engine.kv.puller import Load, Puller
+from medley.engine.kv.server import Holder, Payload, block_answers, pin_answers
+from medley.testing.certificates import Issuer
+from medley.tls.keyring import Keyring
+from medley.wire.ticket import Source, Ticket, history_digest
+
+HOST, EXPORT, SECRET, BLOCKS = "127.0.0.1", "export-1", b"s" * 32, 100
+GEOMETRY = Geometry(block_size=32, dtype="float32", content=32)
+HELD = Shard(("a", "b", "c"), 0, 8)
+GRANTED = tuple(range(99, 0, -1))
+
+
+def cache(fill: int | None) -> HostBlocks:
+    size = slice_bytes(GEOMETRY, 1)
+    made = np.zeros((len(HELD.layers), BLOCKS, HELD.head_n, size), np.uint8)
+    if fill is not None:
+        made[:] = np.random.default_rng(fill).integers(0, 256, made.shape, dtype=np.uint8)
+    return HostBlocks(HELD, GEOMETRY, dict(zip(HELD.layers, made, strict=True)))
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory):
+    """A source with its porter and pins, and a target with its porter; over TLS."""
+    folder = Issuer.new().folder(tmp_path_factory.mktemp("tls"), Role.ENGINE)
+    held = {EXPORT}
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(TLS_FOLDER_VARIABLE, str(folder))
+        patch.setenv("MEDLEY_KV_HOST", HOST)
+        given, taken = cache(1), cache(None)
+        source = Errands(HOST, block_answers(given, SECRET))
+        target = Errands(HOST, block_answers(taken, b"t" * 32))
+        pins = Holder(HOST, pin_answers(lambda export: export in held), Keyring(folder, lambda words: None))
+        for each in (source, target, pins):
+            stack.callback(each.close)
+        puller = Puller(taken, target)
+        yield source, target, pins, puller, given, taken, held
+
+
+def ticket(source: Errands, pins: Holder, **changes) -> Ticket:
+    return Ticket(**{
+        "export_id": EXPORT, "request_id": "r", "valid_tokens": len(GRANTED) * GEOMETRY.block_size,
+        "tokens": history_digest([]), "block_size": GEOMETRY.block_size, "blocks": GRANTED, "dtype": GEOMETRY.dtype,
+        "content": GEOMETRY.content, "numerics": "1" * 64, "model": "2" * 64, "lease_s": 30.0,
+        "pins": {"host": HOST, "port": pins.port},
+        "sources": (
+            Source(host=HOST, port=source.port, pp=0, tp=0, layers=HELD.layers, head_lo=0, head_n=HELD.head_n,
+                   grant=grant(SECRET, EXPORT, GRANTED)),
+        ),
+    } | changes)  # fmt: skip
+
+
+def loaded(puller: Puller, offered: Ticket, into: tuple[int, ...] = tuple(range(len(GRANTED)))):
+    puller.begin(Load("r", offered, 0, into, 30.0))
+    while not (ended := puller.ended()):
+        time.sleep(0.002)
+    return ended[0]
+
+
+def test_every_byte_arrives_where_it_belongs(engines):
+    source, _, pins, puller, given, taken, _ = engines
+    ended = loaded(puller, ticket(source, pins))
+    size = sum(layer[0].nbytes for layer in given._layers.values()) * len(GRANTED)
+    assert size > 2 * PART_BYTES
+    assert (ended.fault, ended.bytes_read) == ("", size)
+    for name in HELD.layers:
+        assert np.array_equal(taken._layers[name][: len(GRANTED)], given._layers[name][list(GRANTED)])
+        assert not taken._layers[name][len(GRANTED) :].any()
+
+
+def test_what_is_refused_or_wrong_is_a_reason_and_the_next_load_succeeds(engines):
+    source, _, pins, puller, _, _, held = engines
+    other = ticket(source, pins, export_id="another")
+    assert loaded(puller, other).fault == "grant: not of this worker, or for other blocks"
+    held.clear()
+    assert loaded(puller, ticket(source, pins)).fault == "export_id: released, run out, or never known"
+    held.add(EXPORT)
+    assert "refused" in loaded(puller, _elsewhere(ticket(source, pins), 1)).fault
+    assert loaded(puller, ticket(source, pins)).fault == ""
+
+
+def test_a_load_that_nobody_wants_any_more_ends(engines):
+    _, target, pins, _, _, taken, _ = engines
+    begun, going_on = threading.Event(), threading.Event()
+
+    def slow(question):
+        begun.set()
+        assert going_on.wait(20)
+        return Payload(4, iter([memoryview(b"late")]))
+
+    silent = Errands(HOST, slow)
+    puller = Puller(taken, target)
+    puller.begin(Load("r", ticket(silent, pins), 0, tuple(range(len(GRANTED))), 30.0))
+    assert begun.wait(20)
+    puller.cancel("r")
+    while not (ended := puller.ended()):
+        time.sleep(0.002)
+    assert ended[0].fault == "the request is over"
+    going_on.set()
+    silent.close()
+
+
+def test_a_porter_that_dies_is_replaced(engines):
+    source, target, pins, puller, *_ = engines
+    for each in (source, target):
+        before = each.process_id
+        os.kill(before, signal.SIGKILL)
+        assert loaded(puller, ticket(source, pins)).fault != ""
+        while each.process_id == before:
+            time.sleep(0.02)
+    assert loaded(puller, ticket(source, pins)).fault == ""
+
+
+def _elsewhere(offered: Ticket, port: int) -> Ticket:
+    (one,) = offered.sources
+    return offered.model_copy(update={"sources": (one.model_copy(update={"port": port}),)})
