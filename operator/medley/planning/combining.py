@@ -40,13 +40,10 @@ class Plan:
 
 
 class Known:
-    """The plans known of each service.
+    """The plans known of each service."""
 
-    `over_usd`: what one unit over each quota costs where plans are mixed, more than any plan would save by it.
-    """
-
-    def __init__(self, services: int, limits: Numbers, over_usd: Numbers) -> None:
-        self._limits, self._over = limits, over_usd
+    def __init__(self, services: int, limits: Numbers) -> None:
+        self._limits = limits
         self._plans: list[list[Plan]] = [[] for _ in range(services)]
 
     def __len__(self) -> int:
@@ -63,36 +60,44 @@ class Known:
         fitting = [plan for plan in self._plans[place] if plan.met and (plan.takes <= left + FITS).all()]
         return min(fitting, key=lambda plan: plan.usd_per_hour + float(prices @ plan.takes), default=None)
 
-    def prices(self) -> Numbers:
-        """Return the prices of quotas at which the plans, mixed in fractions, are cheapest."""
-        model, costs = self._mix(whole=False)
+    def prices(self, about: Numbers, reach: Numbers) -> Numbers:
+        """Return the prices of quotas at which the plans, mixed in fractions, cost most, no further from `about`.
+
+        Known plans say little of prices far from those at which they were made. So quotas can be had beyond what there
+        is at the highest price within `reach`, and be given back at the lowest.
+        """
+        model, costs = self._mix([*(about + reach), *-np.maximum(about - reach, 0.0)])
         found = model.minimise(costs, Effort(), whole=False)
         if not isinstance(found, Point):
-            return np.zeros(len(self._limits))
+            return about
         return np.maximum(-model.duals().rows[: len(self._limits)], 0.0)
 
     def together(self) -> list[Plan] | None:
         """Return the cheapest whole plans that fit together, one of each service, if any do."""
-        model, costs = self._mix(whole=True)
+        model, costs = self._mix()
         found = model.minimise(costs, Effort())
         if not isinstance(found, Point):
             return None
         chosen = iter(found.values)
         return [max(((next(chosen), plan) for plan in plans), key=lambda each: each[0])[1] for plans in self._plans]
 
-    def _mix(self, *, whole: bool) -> tuple[Model, Numbers]:
-        """Return the programme that mixes plans, one of each service; not `whole`: over quotas at a price."""
+    def _mix(self, trade_usd: Sequence[float] = ()) -> tuple[Model, Numbers]:
+        """Return the programme that takes one plan of each service, quotas first among its rows.
+
+        `trade_usd`: what a unit more of each quota costs, then a unit less; plans may then be taken in fractions.
+        """
         keys = [(place, number) for place, plans in enumerate(self._plans) for number in range(len(plans))]
-        variables = [Variable(key, upper=1.0, integer=whole) for key in keys]
-        over = [] if whole else [("over", q) for q in range(len(self._limits))]
-        variables += [Variable(key) for key in over]
+        quotas = range(len(self._limits))
+        trades = [(sign, q) for sign in (-1.0, 1.0) for q in quotas] if len(trade_usd) else []
+        variables = [Variable(key, upper=1.0, integer=not trades) for key in keys]
+        variables += [Variable(("trade", *each)) for each in trades]
         terms: dict[Any, float] = {key: self._plans[key[0]][key[1]].usd_per_hour for key in keys}
-        terms |= {key: float(self._over[q]) for q, key in enumerate(over)}
+        terms |= {("trade", *each): float(usd) for each, usd in zip(trades, trade_usd, strict=True)}
         rows = [
             Row(
                 {
                     **{key: float(self._plans[key[0]][key[1]].takes[q]) for key in keys},
-                    **({over[q]: -1.0} if over else {}),
+                    **{("trade", *each): each[0] for each in trades if each[1] == q},
                 },
                 at_most=float(limit),
             )

@@ -27,16 +27,15 @@ from medley.planning.allocator import Counts, attempted, reallocate
 from medley.planning.combining import FITS, Answer, Known, Plan, cost, taken
 from medley.planning.cover import Learnt
 from medley.planning.opening import opening_prices
-from medley.planning.problem import Allocation, AllocationProblem, Cap, Infeasible
+from medley.planning.problem import EXACT, Allocation, AllocationProblem, Cap, Infeasible
 
 WANTED_GAP = 0.01
 ROUNDS = 12
-# How far prices go from those of the best bound so far towards the newest: whole steps swing back and forth.
-_STEP = 0.6
+# How far prices go from those of the best bound so far, at first, in parts of what a unit of the quota costs; further
+# while the bound moves, less far when it does not.
+_REACH, _FURTHER, _NEARER = 0.02, 2.0, 0.5
 # Rounds without any plan that was not known end the search.
 _IDLE = 2
-# What one unit over a quota costs in the mix, in prices of the dearest use of it: more than any plan would save.
-_OVER = 20.0
 
 Numbers = NDArray[np.float64]
 
@@ -120,27 +119,10 @@ def together(
         plans = search.priced(best_prices)
         if search.fit(plans):
             return search.joint(plans, best_prices)
-    idle = 0
-    for number in range(rounds):
-        if search.near or idle == _IDLE:
-            break
-        known, before = len(search.known), search.bound
-        step = 1.0 if idle or not number else _STEP
-        prices = best_prices + step * ((search.known.prices() if number else opening) - best_prices)
-        search.offer(search.priced(prices))
-        if search.bound > before:
-            best_prices = prices
-        search.offer(search.known.together())
-        if not search.near and (not number or idle):
-            # Plans that fit together to begin from. Whoever plans later fills what is left: everybody comes last once.
-            search.offer(search.in_turn(prices, number))
-            search.offer(search.known.together())
-        if not search.near and (idle or number == rounds - 1):
-            search.polish()
-        idle = idle + 1 if len(search.known) == known else 0
+    best_prices = search.searched(opening, rounds)
     if search.best is None:
         # Not all can be met: the prices keep those that come first from what those that follow need more.
-        in_turn = [search.short(each) for each in (best_prices, np.zeros_like(prices))]
+        in_turn = [search.short(each) for each in (best_prices, np.zeros_like(opening))]
         return search.joint(min(in_turn, key=search.shortfall), best_prices)
     return search.joint(search.best, best_prices)
 
@@ -162,10 +144,10 @@ class _Search:
         self._never: dict[int, Plan] = {}  # services that could not be met if they were alone
         # By priority, then as given.
         self._order = sorted(range(len(sharers)), key=lambda place: -sharers[place].priority)
-        dearest = max((o.usd_per_hour for each in sharers for o in each.problem.offerings), default=0.0)
-        least = [min(uses.values(), default=1.0) for uses in self.uses]
-        over = np.array([_OVER * dearest / use for use in least])
-        self.known = Known(len(sharers), self.limits, over)
+        self.known = Known(len(sharers), self.limits)
+        usd = {o.key: o.usd_per_hour for each in sharers for o in each.problem.offerings}
+        each_usd = [[usd[key] / use for key, use in uses.items() if key in usd and use > 0] for uses in self.uses]
+        self.unit_usd = np.array([math.fsum(each) / len(each) if each else 0.0 for each in each_usd])
 
     @property
     def near(self) -> bool:
@@ -175,10 +157,40 @@ class _Search:
         usd = cost(self.best)
         return usd - self.bound <= self._wanted_gap * usd
 
-    def priced(self, prices: Numbers) -> list[Plan]:
-        """Return the cheapest plan of each service at these prices of quotas; all are kept, and the bound is moved."""
+    def searched(self, opening: Numbers, rounds: int) -> Numbers:
+        """Look for plans and prices until they are near; return the prices of the best bound."""
+        best_prices, prices = np.zeros_like(opening), opening
+        reach = _REACH * self.unit_usd
+        idle = 0
+        for number in range(rounds):
+            if self.near or idle == _IDLE:
+                break
+            known, before = len(self.known), self.bound
+            if number:
+                prices = self.known.prices(best_prices, reach)
+            wished = self.priced(prices, rough=not number)
+            self.offer(wished)
+            if self.bound > before:
+                best_prices = prices
+            if number:
+                reach = reach * (_FURTHER if self.bound > before or idle else _NEARER)
+            self.offer(self.known.together())
+            if not self.near and (not number or idle):
+                # Plans that fit together, to begin from. Who comes later fills what is left: everybody does once.
+                self.offer(self.in_turn(prices, wished, number))
+                self.offer(self.known.together())
+            if not self.near and (idle or number == rounds - 1):
+                self.polish()
+            idle = idle + 1 if len(self.known) == known else 0
+        return best_prices
+
+    def priced(self, prices: Numbers, *, rough: bool = False) -> list[Plan]:
+        """Return the cheapest plan of each service at these prices of quotas; all are kept, and the bound is moved.
+
+        `rough`: only as near to the cheapest as is wanted of all together.
+        """
         plans = [
-            self._never[place] if place in self._never else self._solved(place, prices, self.limits)
+            self._never[place] if place in self._never else self._solved(place, prices, self.limits, rough=rough)
             for place in range(len(self.sharers))
         ]
         low = math.fsum(
@@ -199,16 +211,17 @@ class _Search:
         if plans is not None and self.fit(plans) and (self.best is None or cost(plans) < cost(self.best)):
             self.best = plans
 
-    def in_turn(self, prices: Numbers, first: int = 0) -> list[Plan] | None:
+    def in_turn(self, prices: Numbers, wished: Sequence[Plan], first: int = 0) -> list[Plan] | None:
         """Return plans made one after the other, each within what those before it leave: by priority, from `first` on.
 
-        None if one is not met that could be met alone.
+        `wished`: the cheapest at these prices. None if one is not met that could be met alone.
         """
         left = self.limits.copy()
         plans: dict[int, Plan] = {}
         start = first % len(self._order)
         for place in (*self._order[start:], *self._order[:start]):
-            plan = self._tried(place, prices, left)
+            wish = wished[place]
+            plan = wish if (wish.takes <= left + FITS).all() else self._tried(place, prices, left, rough=True)
             if plan is None:
                 return None
             plans[place] = plan
@@ -269,18 +282,18 @@ class _Search:
             ),
         )
 
-    def _solved(self, place: int, prices: Numbers, left: Numbers) -> Plan:
-        asked = self._asked(place, prices, left)
+    def _solved(self, place: int, prices: Numbers, left: Numbers, *, rough: bool = False) -> Plan:
+        asked = self._asked(place, prices, left, rough=rough)
         answer, self._learnt[place] = reallocate(asked, self._learnt[place], self._start(place, prices, left))
         plan = self._plan(answer, prices)
         if not plan.met and (left == self.limits).all():
             self._never[place] = plan
         return plan
 
-    def _tried(self, place: int, prices: Numbers, left: Numbers) -> Plan | None:
+    def _tried(self, place: int, prices: Numbers, left: Numbers, *, rough: bool = False) -> Plan | None:
         if place in self._never:
             return self._solved(place, prices, left)
-        asked = self._asked(place, prices, left)
+        asked = self._asked(place, prices, left, rough=rough)
         answer, self._learnt[place] = attempted(asked, self._learnt[place], self._start(place, prices, left))
         return None if answer is None else self._plan(answer, prices)
 
@@ -288,9 +301,12 @@ class _Search:
         plan = self.known.cheapest(place, prices, left)
         return None if plan is None else plan.allocation.replicas
 
-    def _asked(self, place: int, prices: Numbers, left: Numbers) -> AllocationProblem:
+    def _asked(self, place: int, prices: Numbers, left: Numbers, *, rough: bool) -> AllocationProblem:
         problem = within(self.sharers[place].problem, self.shared, left)
         surcharge = ((offering.key, self._surcharge(offering.key, prices)) for offering in problem.offerings)
+        gap = problem.solver_effort.relative_gap or 0.0
+        if rough and gap > EXACT:
+            problem = replace(problem, effort=replace(problem.effort, relative_gap=max(gap, self._wanted_gap)))
         return replace(problem, surcharge_usd=tuple((key, usd) for key, usd in surcharge if usd > 0))
 
     def _surcharge(self, key: OfferingKey, prices: Numbers) -> float:
