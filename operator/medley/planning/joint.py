@@ -165,7 +165,7 @@ class _Search:
         for number in range(rounds):
             if self.near or idle == _IDLE:
                 break
-            known, before = len(self.known), self.bound
+            known, before, last = len(self.known), self.bound, number == rounds - 1
             if number:
                 prices = self.known.prices(best_prices, reach)
             wished = self.priced(prices, rough=not number)
@@ -175,11 +175,11 @@ class _Search:
             if number:
                 reach = reach * (_FURTHER if self.bound > before or idle else _NEARER)
             self.offer(self.known.together())
-            if not self.near and (not number or idle):
-                # Plans that fit together, to begin from. Who comes later fills what is left: everybody does once.
+            if not self.near and (number or last):
+                # Who comes later fills what is left: everybody does once. The first prices are too far off for that.
                 self.offer(self.in_turn(prices, wished, number))
                 self.offer(self.known.together())
-            if not self.near and (idle or number == rounds - 1):
+            if not self.near and (idle or last):
                 self.polish()
             idle = idle + 1 if len(self.known) == known else 0
         return best_prices
@@ -221,7 +221,7 @@ class _Search:
         start = first % len(self._order)
         for place in (*self._order[start:], *self._order[:start]):
             wish = wished[place]
-            plan = wish if (wish.takes <= left + FITS).all() else self._tried(place, prices, left, rough=True)
+            plan = wish if (wish.takes <= left + FITS).all() else self._tried(place, prices, left)
             if plan is None:
                 return None
             plans[place] = plan
@@ -290,10 +290,10 @@ class _Search:
             self._never[place] = plan
         return plan
 
-    def _tried(self, place: int, prices: Numbers, left: Numbers, *, rough: bool = False) -> Plan | None:
+    def _tried(self, place: int, prices: Numbers, left: Numbers) -> Plan | None:
         if place in self._never:
             return self._solved(place, prices, left)
-        asked = self._asked(place, prices, left, rough=rough)
+        asked = self._asked(place, prices, left)
         answer, self._learnt[place] = attempted(asked, self._learnt[place], self._start(place, prices, left))
         return None if answer is None else self._plan(answer, prices)
 
@@ -301,7 +301,7 @@ class _Search:
         plan = self.known.cheapest(place, prices, left)
         return None if plan is None else plan.allocation.replicas
 
-    def _asked(self, place: int, prices: Numbers, left: Numbers, *, rough: bool) -> AllocationProblem:
+    def _asked(self, place: int, prices: Numbers, left: Numbers, *, rough: bool = False) -> AllocationProblem:
         problem = within(self.sharers[place].problem, self.shared, left)
         surcharge = ((offering.key, self._surcharge(offering.key, prices)) for offering in problem.offerings)
         gap = problem.solver_effort.relative_gap or 0.0
