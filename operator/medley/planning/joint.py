@@ -160,6 +160,7 @@ class _Search:
     def searched(self, opening: Numbers, rounds: int) -> Numbers:
         """Look for plans and prices until they are near; return the prices of the best bound."""
         best_prices, prices = np.zeros_like(opening), opening
+        wished: list[Plan] = []
         reach = _REACH * self.unit_usd
         idle = 0
         for number in range(rounds):
@@ -168,16 +169,17 @@ class _Search:
             known, before, last = len(self.known), self.bound, number == rounds - 1
             if number:
                 prices = self.known.prices(best_prices, reach)
-            wished = self.priced(prices, rough=not number)
-            self.offer(wished)
-            if self.bound > before:
-                best_prices = prices
+            plans = self.priced(prices, rough=not number)
+            self.offer(plans)
+            if self.bound > before or not number:
+                best_prices, wished = prices, plans
             if number:
                 reach = reach * (_FURTHER if self.bound > before or idle else _NEARER)
             self.offer(self.known.together())
-            if not self.near and (number or last):
-                # Who comes later fills what is left: everybody does once. The first prices are too far off for that.
-                self.offer(self.in_turn(prices, wished, number))
+            if not self.near and (idle or last or (number and self.best is None)):
+                # The first prices are too far off for that. Who comes later fills what is left: everybody does once.
+                for first in range(len(self.sharers)) if idle else (number,):
+                    self.offer(self.in_turn(best_prices, wished, first, rough=not idle))
                 self.offer(self.known.together())
             if not self.near and (idle or last):
                 self.polish()
@@ -211,7 +213,7 @@ class _Search:
         if plans is not None and self.fit(plans) and (self.best is None or cost(plans) < cost(self.best)):
             self.best = plans
 
-    def in_turn(self, prices: Numbers, wished: Sequence[Plan], first: int = 0) -> list[Plan] | None:
+    def in_turn(self, prices: Numbers, wished: Sequence[Plan], first: int, *, rough: bool = False) -> list[Plan] | None:
         """Return plans made one after the other, each within what those before it leave: by priority, from `first` on.
 
         `wished`: the cheapest at these prices. None if one is not met that could be met alone.
@@ -221,7 +223,7 @@ class _Search:
         start = first % len(self._order)
         for place in (*self._order[start:], *self._order[:start]):
             wish = wished[place]
-            plan = wish if (wish.takes <= left + FITS).all() else self._tried(place, prices, left)
+            plan = wish if (wish.takes <= left + FITS).all() else self._tried(place, prices, left, rough=rough)
             if plan is None:
                 return None
             plans[place] = plan
@@ -290,10 +292,10 @@ class _Search:
             self._never[place] = plan
         return plan
 
-    def _tried(self, place: int, prices: Numbers, left: Numbers) -> Plan | None:
+    def _tried(self, place: int, prices: Numbers, left: Numbers, *, rough: bool = False) -> Plan | None:
         if place in self._never:
             return self._solved(place, prices, left)
-        asked = self._asked(place, prices, left)
+        asked = self._asked(place, prices, left, rough=rough)
         answer, self._learnt[place] = attempted(asked, self._learnt[place], self._start(place, prices, left))
         return None if answer is None else self._plan(answer, prices)
 
