@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from random import Random
 
+import numpy as np
 import pytest
 
 from medley.core.errors import SolverError
 from medley.planning.ilp import (
     Effort,
+    Model,
+    Point,
     Programme,
     Row,
     Solved,
@@ -91,3 +94,25 @@ def test_a_count_is_rounded_and_never_cut():
     assert almost.count("x") == 3
     with pytest.raises(SolverError, match=r"2\.5"):
         almost.count("y")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param(lambda best: best, id="the best"),
+        pytest.param(lambda best: best + 1, id="dearer"),
+        pytest.param(np.zeros_like, id="not a solution"),
+        pytest.param(lambda best: best + 0.5, id="not whole"),
+    ],
+)
+def test_a_start_changes_no_answer(start):
+    programme, objective = knapsack(12)
+    model = Model(programme)
+    costs = model.costs(objective)
+    best = model.minimise(costs, EFFORT)
+    assert isinstance(best, Point)
+    for again in (model, Model(programme)):
+        found = again.minimise(costs, EFFORT, start=start(best.values))
+        assert isinstance(found, Point)
+        assert found.objective == pytest.approx(best.objective, rel=1e-6)
+        assert found.bound == pytest.approx(best.bound, rel=1e-5)

@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from medley.core.accelerators import Market
 from medley.core.errors import InvalidInputError
 from medley.planning.allocator import allocate
+from medley.planning.combining import Known, Plan
 from medley.planning.commons import shared_caps
+from medley.planning.ilp import Effort
 from medley.planning.joint import Holding, Sharer, together
 from medley.planning.problem import Allocation, Cap, Infeasible, Quota
 from medley.testing.allocation import FREE, SMALL, key, offer, problem, rates
@@ -154,3 +157,86 @@ def test_plans_stay_within_what_is_shared(rates_, nodes):
     assert found.bound <= found.usd_per_hour + CENT
     alone = sum(allocate(service(rate)).usd_per_hour for rate in rates_)
     assert found.usd_per_hour >= alone - CENT
+
+
+ZONES = [f"zone-{letter}" for letter in "abcde"]
+
+
+@settings(max_examples=6)
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.sampled_from([1.5, 2.0, 4.0])), min_size=2, max_size=3),
+    st.lists(st.integers(0, 2), min_size=5, max_size=5),
+    st.sampled_from([0.002, 0.05, 0.5]),
+)
+def test_rough_plans_bound_from_below_too(wanted, nodes, gap):
+    """More offerings than are enumerated, solved as roughly as those of many offerings: spot nodes in five zones."""
+    caps = [
+        Cap(f"nodes of l4, spot, {zone}", float(n), ((key("l4", Market.SPOT, zone), 1.0),))
+        for zone, n in zip(ZONES, nodes, strict=True)
+    ]
+    sharers = [
+        Sharer(
+            str(number),
+            replace(
+                problem(
+                    {SMALL: float(count)},
+                    [
+                        *(offer("l4", 1.0 + 0.01 * place, Market.SPOT, zone) for place, zone in enumerate(ZONES)),
+                        *(offer("h100", dear + 0.01 * place, zone=zone) for place, zone in enumerate(ZONES)),
+                    ],
+                    [rates("l4", {SMALL: 1.0}), rates("h100", {SMALL: 1.0})],
+                ),
+                effort=Effort(relative_gap=gap),
+            ),
+        )
+        for number, (count, dear) in enumerate(wanted)
+    ]
+    found = together(sharers, caps)
+    # Who pays most for something dearer takes what there is, the cheapest zones first.
+    spot = [1.0 + 0.01 * place for place, n in enumerate(nodes) for _ in range(n)]
+    dearest = sorted((dear for count, dear in wanted for _ in range(count)), reverse=True)
+    best = sum(spot[: len(dearest)]) + sum(dearest[len(spot) :])
+    assert found.bound <= best + CENT
+    assert best <= found.usd_per_hour + CENT
+    assert found.usd_per_hour * (1 - found.gap) == pytest.approx(found.bound, rel=1e-5)
+    for cap in caps:
+        keys = [each for each, _ in cap.uses]
+        taken = sum(found.of[sharer.name].of(each) for sharer in sharers for each in keys)
+        assert taken <= cap.at_most + 1e-6
+
+
+def test_the_cheapest_choice_of_known_plans_keeps_within_what_is_shared():
+    """Two services; a spot node spares the first 1 USD/h, the second 4, and there is one."""
+
+    def plan(usd: float, takes: float) -> Plan:
+        bought = {SPOT: 1} if takes else {BIG: 1}
+        answer = allocate(service(1.0))
+        assert isinstance(answer, Allocation)
+        return Plan(replace(answer, replicas=tuple(bought.items())), usd, np.array([takes]))
+
+    limit = np.array([1.0])
+    known = Known(2, limit)
+    plans = [[plan(1.0, 1.0), plan(2.0, 0.0)], [plan(1.0, 1.0), plan(5.0, 0.0)]]
+    for place, each in enumerate(plans):
+        for number in (0, 0, 1):
+            known.keep(place, each[number])
+    assert len(known) == 4
+    assert known.together() == [plans[0][1], plans[1][0]]
+    # Between what the node is worth to the one and to the other, if that is within reach.
+    price = float(known.prices(np.array([0.0]), np.array([100.0]))[0])
+    assert 1.0 - CENT <= price <= 4.0 + CENT
+    assert known.prices(np.array([0.5]), np.array([0.2])) == pytest.approx([0.7])
+    assert known.prices(np.array([6.0]), np.array([0.5])) == pytest.approx([5.5])
+    assert known.cheapest(0, np.array([0.5]), limit) is plans[0][0]
+    assert known.cheapest(0, np.array([1.5]), limit) is plans[0][1]
+    assert known.cheapest(1, np.array([0.0]), np.array([0.0])) is plans[1][1]
+    assert Known(1, limit).cheapest(0, limit, limit) is None
+
+
+def test_known_plans_that_do_not_fit_together_are_no_choice():
+    answer = allocate(service(1.0))
+    known = Known(2, np.array([1.0]))
+    for place in range(2):
+        known.keep(place, Plan(answer, 1.0, np.array([1.0])))
+    assert known.together() is None
+    assert known.prices(np.zeros(1), np.ones(1)) == pytest.approx([1.0])

@@ -16,6 +16,7 @@ from scipy.optimize import linprog
 from medley.core.accelerators import Market, Offering, Shape
 from medley.core.errors import InvalidInputError
 from medley.core.service import Limits, SpotPolicy
+from medley.planning import programme
 from medley.planning.allocator import allocate, extended, reallocate
 from medley.planning.problem import (
     Allocation,
@@ -374,6 +375,29 @@ def test_what_was_learnt_changes_no_answer(asked, factor, lost):
     assert isinstance(again, Allocation) == isinstance(cold, Allocation)
     if isinstance(again, Allocation):
         assert again.objective == pytest.approx(cold.objective, rel=1e-5)
+
+
+@settings(max_examples=30)
+@given(tiny())
+def test_a_plan_to_begin_from_keeps_its_programme_and_changes_no_answer(asked):
+    found = allocate(asked)
+    if isinstance(found, Infeasible):
+        return
+    values, built = programme.values(asked, dict(found.replicas)), programme.built(asked)
+    assert values.keys() == {variable.key for variable in built.variables}
+    assert all(values[v.key] <= (math.inf if v.upper is None else v.upper) for v in built.variables)
+    for row in built.rows:
+        total = sum(coefficient * values[name] for name, coefficient in row.terms.items())
+        assert (-math.inf if row.at_least is None else row.at_least) - 1e-9 <= total
+        assert total <= (math.inf if row.at_most is None else row.at_most) + 1e-9
+    costs = programme.objective(asked)
+    assert sum(usd * values[name] for name, usd in costs.items()) == pytest.approx(found.objective)
+    # Begun from the best, from nothing, and from too much of everything.
+    for start in (found.replicas, (), tuple((o.key, 9) for o in asked.offerings)):
+        again = reallocate(asked, start=start)[0]
+        assert isinstance(again, Allocation)
+        assert again.objective == pytest.approx(found.objective, rel=1e-5)
+        assert again.bound <= found.objective * (1 + 1e-6)
 
 
 @settings(max_examples=30)

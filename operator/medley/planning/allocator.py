@@ -25,6 +25,8 @@ from medley.planning.programme import Replicas
 from medley.planning.separation import Separation
 from medley.planning.shortage import shortage
 
+Counts = tuple[tuple[OfferingKey, int], ...]
+
 _SMALLEST_SHARE = 1e-4
 _OVERLOAD_TOLERANCE = 1e-3
 _SOON = 1e-2  # gap that is near enough where what is missing is missing now
@@ -39,13 +41,16 @@ def allocate(problem: AllocationProblem) -> Allocation | Infeasible:
     return reallocate(problem)[0]
 
 
-def reallocate(problem: AllocationProblem, learnt: Learnt | None = None) -> tuple[Allocation | Infeasible, Learnt]:
+def reallocate(
+    problem: AllocationProblem, learnt: Learnt | None = None, start: Counts | None = None
+) -> tuple[Allocation | Infeasible, Learnt]:
     """Return what `allocate` returns, quicker if a similar problem was solved before, and what was learnt this time.
 
     `learnt`: of a problem with other prices, caps, offerings or fleet, or with a demand a little different. It changes
-    how long the answer takes; which of several plans within the gap is found may change too.
+    how long the answer takes; which of several plans within the gap is found may change too. `start`: the replicas of
+    a plan that is known to serve this problem, likewise.
     """
-    answer = cover.solved(problem, _objectives(problem), learnt=learnt)
+    answer = _solved(problem, learnt, start)
     found = _found(problem, answer)
     if found is not None:
         return found, answer.learnt
@@ -54,9 +59,11 @@ def reallocate(problem: AllocationProblem, learnt: Learnt | None = None) -> tupl
     return Infeasible(short.unmet, short.bindings, best), answer.learnt
 
 
-def attempted(problem: AllocationProblem, learnt: Learnt | None = None) -> tuple[Allocation | None, Learnt]:
+def attempted(
+    problem: AllocationProblem, learnt: Learnt | None = None, start: Counts | None = None
+) -> tuple[Allocation | None, Learnt]:
     """Return what `reallocate` returns, but None, without working out what is short, where there is no allocation."""
-    answer = cover.solved(problem, _objectives(problem), learnt=learnt)
+    answer = _solved(problem, learnt, start)
     return _found(problem, answer), answer.learnt
 
 
@@ -80,6 +87,11 @@ def extended(problem: AllocationProblem, learnt: Learnt | None = None) -> Alloca
 def cheapest(problem: AllocationProblem) -> Allocation | None:
     """Return what `allocate` returns, or None, without working out what is short, where there is no allocation."""
     return _found(problem, cover.solved(problem, _objectives(problem)))
+
+
+def _solved(problem: AllocationProblem, learnt: Learnt | None, start: Counts | None) -> Answer:
+    values = None if start is None else programme.values(problem, dict(start))
+    return cover.solved(problem, _objectives(problem), learnt=learnt, start=values)
 
 
 def _objectives(problem: AllocationProblem) -> tuple[Terms, Terms]:

@@ -62,11 +62,13 @@ def solved(
     without: frozenset[Bound] = frozenset(),
     rows: Iterable[Row] = (),
     learnt: Learnt | None = None,
+    start: Terms | None = None,
 ) -> Answer:
     """Minimise the first objective, then the second among its optima, and so on, within the bounds and `rows`.
 
     An earlier objective may worsen by 1e-6 (relative, and at least absolute). Gap and objective are those of the first;
     a later one that cannot be decided within the effort is left out. `soft` and `without`: see `programme.built`.
+    `start`: values of all variables, to begin from.
     """
     if not objectives:
         raise ValueError("nothing to minimise")
@@ -85,7 +87,7 @@ def solved(
     if (problem.solver_effort.relative_gap or 0.0) > EXACT and not soft:
         objectives = objectives[:1]  # ties with a plan that is not proven to be the cheapest decide nothing
     for number, objective in enumerate(objectives):
-        found = cover.minimised(model, model.costs(objective))
+        found = cover.minimised(model, model.costs(objective), None if start is None else model.costs(start))
         if not isinstance(found, Point):
             return Answer(found if best is None else best, cover.learnt, cover.separation)
         named = _named(model, found)
@@ -251,13 +253,13 @@ class Cover:
                 places = np.array([model.place[Unmet(scenario.loss, bucket)]])
                 _at_least_one(model, places, np.array([1 / scenario.fraction]))
 
-    def minimised(self, model: Model, costs: Numbers) -> Point | Unsolvable | Undecided:
+    def minimised(self, model: Model, costs: Numbers, start: Numbers | None = None) -> Point | Unsolvable | Undecided:
         """Minimise one objective; the model learns on the way.
 
         First without whole numbers, since that is quick and finds most inequalities.
         """
         least = self.relaxed(model, costs, self.little)
-        return self.whole(model, costs) if isinstance(least, Point) else least
+        return self.whole(model, costs, start) if isinstance(least, Point) else least
 
     @property
     def little(self) -> float:
@@ -265,10 +267,10 @@ class Cover:
         gap = self._problem.solver_effort.relative_gap or 0.0
         return _LITTLE * gap if gap > EXACT else -math.inf
 
-    def whole(self, model: Model, costs: Numbers) -> Point | Unsolvable | Undecided:
+    def whole(self, model: Model, costs: Numbers, start: Numbers | None = None) -> Point | Unsolvable | Undecided:
         """Minimise with whole numbers until nothing is violated."""
         for _ in range(_ROUNDS):
-            found = model.minimise(costs, self._problem.solver_effort)
+            found = model.minimise(costs, self._problem.solver_effort, start=start)
             if not isinstance(found, Point):
                 return found
             found = Point(_rounded(model, found.values), found.objective, found.bound)

@@ -46,6 +46,9 @@ _MANY_WHOLE: dict[str, bool | int | float | str] = {
     "mip_heuristic_run_feasibility_jump": False,
 }
 
+# Where a plan is known to begin from, these find little that is better, and take most of the time.
+_WITHOUT_START = ("mip_allow_restart", "mip_heuristic_run_root_reduced_cost")
+
 # Coefficient by key. Any, because a mapping that is only read is still not covariant in its keys.
 Terms = Mapping[Any, float]
 Numbers = npt.NDArray[np.float64]
@@ -260,8 +263,13 @@ class Model:
         """Change the bounds of all rows, in the order of adding."""
         self._highs.changeRowsBounds(len(at_least), np.arange(len(at_least), dtype=np.int32), at_least, at_most)
 
-    def minimise(self, costs: Numbers, effort: Effort, *, whole: bool = True) -> Point | Unsolvable | Undecided:
-        """Return the point of least cost; not `whole`: integers may be fractions."""
+    def minimise(
+        self, costs: Numbers, effort: Effort, *, whole: bool = True, start: Numbers | None = None
+    ) -> Point | Unsolvable | Undecided:
+        """Return the point of least cost; not `whole`: integers may be fractions.
+
+        `start`: a whole point to begin from, which spares the search all that is dearer; it need not satisfy the rows.
+        """
         if self._empty_row_fails:
             return Unsolvable()
         if not self.keys:
@@ -277,6 +285,12 @@ class Model:
         if whole:
             highs.setOptionValue("mip_max_nodes", effort.max_nodes)
             highs.setOptionValue("mip_rel_gap", _EXACT if effort.relative_gap is None else effort.relative_gap)
+            for option in _WITHOUT_START:
+                highs.setOptionValue(option, start is None)
+            if start is not None:
+                given = highspy.HighsSolution()
+                given.col_value = start.tolist()
+                highs.setSolution(given)
         highs.run()
         lost = _LOST | (_WITHOUT_SOLUTION if self._solvable else frozenset())
         for presolve, scaling in _OTHERWISE:

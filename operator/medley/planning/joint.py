@@ -23,25 +23,22 @@ from numpy.typing import NDArray
 
 from medley.core.accelerators import OfferingKey
 from medley.core.errors import InvalidInputError
-from medley.planning.allocator import attempted, reallocate
+from medley.planning.allocator import Counts, attempted, reallocate
+from medley.planning.combining import FITS, Answer, Known, Plan, cost, taken
 from medley.planning.commons import binds, within
 from medley.planning.cover import Learnt
-from medley.planning.ilp import Effort, Model, Point, Programme, Row, Variable
 from medley.planning.opening import opening_prices
-from medley.planning.problem import Allocation, AllocationProblem, Cap, Infeasible
+from medley.planning.problem import EXACT, Allocation, AllocationProblem, Cap, Infeasible
 
 WANTED_GAP = 0.01
 ROUNDS = 12
-# How far prices go from those of the best bound so far towards the newest: whole steps swing back and forth.
-_STEP = 0.6
-_FITS = 1e-6
+# How far prices go from those of the best bound so far, at first, in parts of what a unit of the quota costs; further
+# while the bound moves, less far when it does not.
+_REACH, _FURTHER, _NEARER = 0.02, 2.0, 0.5
 # Rounds without any plan that was not known end the search.
 _IDLE = 2
-# What one unit over a quota costs in the mix, in prices of the dearest use of it: more than any plan would save.
-_OVER = 20.0
 
 Numbers = NDArray[np.float64]
-Answer = Allocation | Infeasible
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,46 +109,12 @@ def together(
         plans = search.priced(best_prices)
         if search.fit(plans):
             return search.joint(plans, best_prices)
-    idle = 0
-    for number in range(rounds):
-        if search.near or idle == _IDLE:
-            break
-        known, before = search.known, search.bound
-        step = 1.0 if idle or not number else _STEP
-        prices = best_prices + step * ((search.mixed() if number else opening) - best_prices)
-        plans = search.priced(prices)
-        if search.bound > before:
-            best_prices = prices
-        search.offer(plans)
-        search.choose()
-        if not search.near:
-            # Whoever plans later fills what is left, so everybody comes last once.
-            search.offer(search.in_turn(prices, number))
-        if not search.near:
-            search.polish()
-        idle = idle + 1 if search.known == known else 0
+    best_prices = search.searched(opening, rounds)
     found = [] if search.best is None else [search.best]
     if not found or search.some_never_met:
         # Not all can be met: the prices keep those that come first from what those that follow need more.
-        found += [search.short(each) for each in (best_prices, np.zeros_like(best_prices))]
+        found += [search.short(each) for each in (best_prices, np.zeros_like(opening))]
     return search.joint(min(found, key=search.shortfall), best_prices)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Plan:
-    """One way to serve one service: its cost without surcharges, and what it takes of each quota."""
-
-    answer: Answer
-    usd_per_hour: float
-    takes: Numbers
-
-    @property
-    def met(self) -> bool:
-        return isinstance(self.answer, Allocation)
-
-    @property
-    def allocation(self) -> Allocation:
-        return self.answer if isinstance(self.answer, Allocation) else self.answer.best
 
 
 class _Search:
@@ -166,39 +129,67 @@ class _Search:
         self.limits = np.array([cap.at_most for cap in shared], dtype=float)
         # What one replica of an offering takes of each quota: nothing of a Budget that its service does not draw on.
         self.uses = [[dict(cap.uses) if binds(cap, each.problem) else {} for cap in shared] for each in sharers]
-        self.best: list[_Plan] | None = None
+        self.best: list[Plan] | None = None
         self.bound = -math.inf
-        self._columns: list[list[_Plan]] = [[] for _ in sharers]
         self._learnt: list[Learnt | None] = [None] * len(sharers)
-        self._never: dict[int, _Plan] = {}  # services that could not be met if they were alone
+        self._never: dict[int, Plan] = {}  # services that could not be met if they were alone
         # By priority, then as given.
         self._order = sorted(range(len(sharers)), key=lambda place: -sharers[place].priority)
-        dearest = max((o.usd_per_hour for each in sharers for o in each.problem.offerings), default=0.0)
-        self._least = [min((use for _, use in cap.uses), default=math.inf) for cap in shared]
-        self._over = np.array([_OVER * dearest / use for use in self._least])
+        self.known = Known(len(sharers), self.limits)
+        usd = {o.key: o.usd_per_hour for each in sharers for o in each.problem.offerings}
+        each_usd = [[usd[key] / use for key, use in cap.uses if key in usd and use > 0] for cap in shared]
+        self.unit_usd = np.array([math.fsum(each) / len(each) if each else 0.0 for each in each_usd])
 
     @property
     def near(self) -> bool:
         """Whether the best plans are as near to the bound as is wanted."""
         if self.best is None:
             return False
-        cost = _cost(self.best)
-        return cost - self.bound <= self._wanted_gap * cost
+        usd = cost(self.best)
+        return usd - self.bound <= self._wanted_gap * usd
 
     @property
     def some_never_met(self) -> bool:
         """Whether a service that could not be met if it were alone would take some of what is shared all the same."""
         return any(plan.takes.any() for plan in self._never.values())
 
-    @property
-    def known(self) -> int:
-        """Plans that are known."""
-        return sum(map(len, self._columns))
+    def searched(self, opening: Numbers, rounds: int) -> Numbers:
+        """Look for plans and prices until they are near; return the prices of the best bound."""
+        best_prices, prices = np.zeros_like(opening), opening
+        wished: list[Plan] = []
+        reach = _REACH * self.unit_usd
+        idle = 0
+        for number in range(rounds):
+            if self.near or idle == _IDLE:
+                break
+            known, before, last = len(self.known), self.bound, number == rounds - 1
+            if number:
+                prices = self.known.prices(best_prices, reach)
+            plans = self.priced(prices, rough=not number)
+            self.offer(plans)
+            if self.bound > before or not number:
+                best_prices, wished = prices, plans
+            if number:
+                reach = reach * (_FURTHER if self.bound > before or idle else _NEARER)
+            self.offer(self.known.together())
+            if not self.near and (idle or last or (number and self.best is None)):
+                # Who comes later fills what is left: the small ones, which lose least by it, and if need be everybody.
+                dearest = sorted(self._order, key=lambda place: -wished[place].usd_per_hour)
+                for first in range(len(dearest)) if idle else (0,):
+                    self.offer(self.in_turn(best_prices, wished, [*dearest[first:], *dearest[:first]]))
+                self.offer(self.known.together())
+            if not self.near and (idle or last):
+                self.polish()
+            idle = idle + 1 if len(self.known) == known else 0
+        return best_prices
 
-    def priced(self, prices: Numbers) -> list[_Plan]:
-        """Return the cheapest plan of each service at these prices of quotas; all are kept, and the bound is moved."""
+    def priced(self, prices: Numbers, *, rough: bool = False) -> list[Plan]:
+        """Return the cheapest plan of each service at these prices of quotas; all are kept, and the bound is moved.
+
+        `rough`: only as near to the cheapest as is wanted of all together.
+        """
         plans = [
-            self._never[place] if place in self._never else self._solved(place, prices, self.limits)
+            self._never[place] if place in self._never else self._solved(place, prices, self.limits, rough=rough)
             for place in range(len(self.sharers))
         ]
         low = math.fsum(
@@ -207,14 +198,14 @@ class _Search:
         )
         self.bound = max(self.bound, low - float(prices @ self.limits))
         for place, plan in enumerate(plans):
-            self._keep(place, plan)
+            self.known.keep(place, plan)
         return plans
 
-    def fit(self, plans: Sequence[_Plan]) -> bool:
+    def fit(self, plans: Sequence[Plan]) -> bool:
         """Say whether plans stay within what is shared."""
-        return bool((_taken(plans, len(self.limits)) <= self.limits + _FITS).all())
+        return bool((taken(plans, len(self.limits)) <= self.limits + FITS).all())
 
-    def offer(self, plans: list[_Plan] | None) -> None:
+    def offer(self, plans: list[Plan] | None) -> None:
         """Take plans for the best if they fit together and leave less unserved, or as little and cost less."""
         if (
             plans is not None
@@ -223,27 +214,27 @@ class _Search:
         ):
             self.best = plans
 
-    def in_turn(self, prices: Numbers, first: int = 0) -> list[_Plan] | None:
-        """Return plans made one after the other, each within what those before it leave: by priority, from `first` on.
+    def in_turn(self, prices: Numbers, wished: Sequence[Plan], order: Sequence[int]) -> list[Plan] | None:
+        """Return plans made one after the other, each within what those before it leave.
 
-        None if one is not met that could be met alone.
+        `wished`: the cheapest at these prices. None if one is not met that could be met alone.
         """
         left = self.limits.copy()
-        plans: dict[int, _Plan] = {}
-        start = first % len(self._order)
-        for place in (*self._order[start:], *self._order[:start]):
-            plan = self._tried(place, prices, left)
+        plans: dict[int, Plan] = {}
+        for place in order:
+            wish = wished[place]
+            plan = wish if (wish.takes <= left + FITS).all() else self._tried(place, prices, left)
             if plan is None:
                 return None
             plans[place] = plan
-            self._keep(place, plan)
+            self.known.keep(place, plan)
             left = np.maximum(left - plan.takes, 0.0)
         return [plans[place] for place in range(len(self.sharers))]
 
-    def short(self, prices: Numbers) -> list[_Plan]:
+    def short(self, prices: Numbers) -> list[Plan]:
         """Return what `in_turn` returns, with as much as can be of those that are not met."""
         left = self.limits.copy()
-        plans: dict[int, _Plan] = {}
+        plans: dict[int, Plan] = {}
         for place in self._order:
             plans[place] = self._solved(place, prices, left)
             left = np.maximum(left - plans[place].takes, 0.0)
@@ -255,34 +246,13 @@ class _Search:
             return
         free = np.zeros(len(self.limits))
         for place in self._order:
-            others = _taken([plan for number, plan in enumerate(self.best) if number != place], len(self.limits))
+            others = taken([plan for number, plan in enumerate(self.best) if number != place], len(self.limits))
             again = self._tried(place, free, np.maximum(self.limits - others, 0.0))
             if again is not None:
-                self._keep(place, again)
+                self.known.keep(place, again)
                 self.offer([*self.best[:place], again, *self.best[place + 1 :]])
 
-    def mixed(self) -> Numbers:
-        """Return the prices of quotas at which the plans known, mixed, are cheapest."""
-        model, costs = self._mix(whole=False)
-        found = model.minimise(costs, Effort(), whole=False)
-        if not isinstance(found, Point):
-            return np.zeros(len(self.limits))
-        return np.maximum(-model.duals().rows[: len(self.limits)], 0.0)
-
-    def choose(self) -> None:
-        """Take the cheapest whole plans known that fit together, if any do."""
-        model, costs = self._mix(whole=True)
-        found = model.minimise(costs, Effort())
-        if not isinstance(found, Point):
-            return
-        chosen = iter(found.values)
-        plans = []
-        for columns in self._columns:
-            taken = [(next(chosen), plan) for plan in columns]
-            plans.append(max(taken, key=lambda each: each[0])[1])
-        self.offer(plans)
-
-    def shortfall(self, plans: Sequence[_Plan]) -> tuple[Any, ...]:
+    def shortfall(self, plans: Sequence[Plan]) -> tuple[Any, ...]:
         """Return what compares plans that do not meet all: unserved parts by priority, then cost."""
         unmet = [
             plan.answer.unmet_requests_per_second / (self.sharers[place].problem.demand.total or 1.0)
@@ -290,92 +260,63 @@ class _Search:
             else -1.0
             for place, plan in enumerate(plans)
         ]
-        return (*(round(unmet[place], 4) for place in self._order), _cost(plans))
+        return (*(round(unmet[place], 4) for place in self._order), cost(plans))
 
-    def joint(self, plans: Sequence[_Plan], prices: Numbers) -> Joint:
+    def joint(self, plans: Sequence[Plan], prices: Numbers) -> Joint:
         """Return plans as the answer."""
-        taken = _taken(plans, len(self.limits))
+        used = taken(plans, len(self.limits))
         names = [each.name for each in self.sharers]
         return Joint(
             answers=tuple((name, plan.answer) for name, plan in zip(names, plans, strict=True)),
-            usd_per_hour=_cost(plans),
+            usd_per_hour=cost(plans),
             bound=self.bound,
             prices=tuple(
-                (cap.name, float(price)) for cap, price in zip(self.shared, prices, strict=True) if price > _FITS
+                (cap.name, float(price)) for cap, price in zip(self.shared, prices, strict=True) if price > FITS
             ),
             exhausted=tuple(
                 Holding(
                     cap.name,
                     cap.at_most,
-                    tuple((n, float(p.takes[q])) for n, p in zip(names, plans, strict=True) if p.takes[q] > _FITS),
+                    tuple((n, float(p.takes[q])) for n, p in zip(names, plans, strict=True) if p.takes[q] > FITS),
                 )
                 for q, cap in enumerate(self.shared)
-                if taken[q] + self._least[q] > self.limits[q] + _FITS
+                if used[q] + min((use for _, use in cap.uses), default=math.inf) > self.limits[q] + FITS
             ),
         )
 
-    def _solved(self, place: int, prices: Numbers, left: Numbers) -> _Plan:
-        answer, self._learnt[place] = reallocate(self._asked(place, prices, left), self._learnt[place])
+    def _solved(self, place: int, prices: Numbers, left: Numbers, *, rough: bool = False) -> Plan:
+        asked = self._asked(place, prices, left, rough=rough)
+        answer, self._learnt[place] = reallocate(asked, self._learnt[place], self._start(place, prices, left))
         plan = self._plan(place, answer, prices)
         if not plan.met and (left == self.limits).all():
             self._never[place] = plan
         return plan
 
-    def _tried(self, place: int, prices: Numbers, left: Numbers) -> _Plan | None:
+    def _tried(self, place: int, prices: Numbers, left: Numbers) -> Plan | None:
         if place in self._never:
             return self._solved(place, prices, left)
-        answer, self._learnt[place] = attempted(self._asked(place, prices, left), self._learnt[place])
+        asked = self._asked(place, prices, left)
+        answer, self._learnt[place] = attempted(asked, self._learnt[place], self._start(place, prices, left))
         return None if answer is None else self._plan(place, answer, prices)
 
-    def _asked(self, place: int, prices: Numbers, left: Numbers) -> AllocationProblem:
+    def _start(self, place: int, prices: Numbers, left: Numbers) -> Counts | None:
+        plan = self.known.cheapest(place, prices, left)
+        return None if plan is None else plan.allocation.replicas
+
+    def _asked(self, place: int, prices: Numbers, left: Numbers, *, rough: bool = False) -> AllocationProblem:
         problem = within(self.sharers[place].problem, self.shared, left)
         surcharge = ((each.key, self._surcharge(place, each.key, prices)) for each in problem.offerings)
+        gap = problem.solver_effort.relative_gap or 0.0
+        if rough and gap > EXACT:
+            problem = replace(problem, effort=replace(problem.effort, relative_gap=max(gap, self._wanted_gap)))
         return replace(problem, surcharge_usd=tuple((key, usd) for key, usd in surcharge if usd > 0))
 
     def _surcharge(self, place: int, key: OfferingKey, prices: Numbers) -> float:
         return math.fsum(price * uses.get(key, 0.0) for price, uses in zip(prices, self.uses[place], strict=True))
 
-    def _plan(self, place: int, answer: Answer, prices: Numbers) -> _Plan:
+    def _plan(self, place: int, answer: Answer, prices: Numbers) -> Plan:
         allocation = answer if isinstance(answer, Allocation) else answer.best
         replicas = allocation.replicas
         takes = [math.fsum(uses.get(key, 0.0) * count for key, count in replicas) for uses in self.uses[place]]
         more = math.fsum(self._surcharge(place, key, prices) * count for key, count in replicas)
-        return _Plan(answer, allocation.objective - more, np.array(takes))
-
-    def _keep(self, place: int, plan: _Plan) -> None:
-        known = self._columns[place]
-        if all(each.allocation.replicas != plan.allocation.replicas for each in known):
-            known.append(plan)
-
-    def _mix(self, *, whole: bool) -> tuple[Model, Numbers]:
-        """Return the programme that mixes known plans, one of each service; not `whole`: over quotas at a price."""
-        keys = [(place, number) for place, columns in enumerate(self._columns) for number in range(len(columns))]
-        variables = [Variable(key, upper=1.0, integer=whole) for key in keys]
-        over = [] if whole else [("over", q) for q in range(len(self.limits))]
-        variables += [Variable(key) for key in over]
-        terms: dict[Any, float] = {key: self._columns[key[0]][key[1]].usd_per_hour for key in keys}
-        terms |= {key: float(self._over[q]) for q, key in enumerate(over)}
-        rows = [
-            Row(
-                {
-                    **{key: float(self._columns[key[0]][key[1]].takes[q]) for key in keys},
-                    **({over[q]: -1.0} if over else {}),
-                },
-                at_most=float(limit),
-            )
-            for q, limit in enumerate(self.limits)
-        ]
-        rows += [
-            Row({key: 1.0 for key in keys if key[0] == place}, at_least=1.0, at_most=1.0)
-            for place in range(len(self._columns))
-        ]
-        model = Model(Programme(tuple(variables), tuple(rows)))
-        return model, model.costs(terms)
-
-
-def _taken(plans: Sequence[_Plan], quotas: int) -> Numbers:
-    return np.sum([plan.takes for plan in plans], axis=0) if plans else np.zeros(quotas)
-
-
-def _cost(plans: Sequence[_Plan]) -> float:
-    return math.fsum(plan.usd_per_hour for plan in plans)
+        return Plan(answer, allocation.objective - more, np.array(takes))

@@ -99,6 +99,19 @@ def built(problem: AllocationProblem, *, soft: bool = False, without: frozenset[
     return Programme(tuple(variables), tuple(rows))
 
 
+def values(problem: AllocationProblem, counts: Mapping[OfferingKey, int]) -> dict[object, float]:
+    """Return the values of all variables of `built` (not `soft`) with these replicas."""
+    had = {o.key: float(counts.get(o.key, 0)) for o in problem.offerings}
+    found: dict[object, float] = {Replicas(key): count for key, count in had.items()}
+    if _needs_zones(problem):
+        found |= {Used(zone): 0.0 for zone in _zones(problem.offerings)}
+        found |= {Used(key.zone): 1.0 for key, count in had.items() if count}
+    if problem.fleet or problem.change_usd:
+        existing = dict(problem.fleet)
+        found |= {Launches(key): max(0.0, count - existing.get(key, 0)) for key, count in had.items()}
+    return found
+
+
 def scenarios(problem: AllocationProblem, without: frozenset[Bound] = frozenset()) -> tuple[Scenario, ...]:
     """Return the states in which demand must be served: normal times first, then after each loss."""
     normal = Scenario(None, 1.0)
