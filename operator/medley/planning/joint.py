@@ -173,10 +173,9 @@ class _Search:
                 reach = reach * (_FURTHER if self.bound > before or idle else _NEARER)
             self.offer(self.known.together())
             if not self.near and (idle or last or (number and self.best is None)):
-                # Who comes later fills what is left: the small ones, which lose least by it, and if need be everybody.
-                dearest = sorted(self._order, key=lambda place: -wished[place].usd_per_hour)
-                for first in range(len(dearest)) if idle else (0,):
-                    self.offer(self.in_turn(best_prices, wished, [*dearest[first:], *dearest[:first]]))
+                # The first prices are too far off for that. Who comes later fills what is left: everybody does once.
+                for first in range(len(self.sharers)) if idle else (number,):
+                    self.offer(self.in_turn(best_prices, wished, first, rough=not idle))
                 self.offer(self.known.together())
             if not self.near and (idle or last):
                 self.polish()
@@ -214,16 +213,17 @@ class _Search:
         ):
             self.best = plans
 
-    def in_turn(self, prices: Numbers, wished: Sequence[Plan], order: Sequence[int]) -> list[Plan] | None:
-        """Return plans made one after the other, each within what those before it leave.
+    def in_turn(self, prices: Numbers, wished: Sequence[Plan], first: int, *, rough: bool = False) -> list[Plan] | None:
+        """Return plans made one after the other, each within what those before it leave: by priority, from `first` on.
 
         `wished`: the cheapest at these prices. None if one is not met that could be met alone.
         """
         left = self.limits.copy()
         plans: dict[int, Plan] = {}
-        for place in order:
+        start = first % len(self._order)
+        for place in (*self._order[start:], *self._order[:start]):
             wish = wished[place]
-            plan = wish if (wish.takes <= left + FITS).all() else self._tried(place, prices, left)
+            plan = wish if (wish.takes <= left + FITS).all() else self._tried(place, prices, left, rough=rough)
             if plan is None:
                 return None
             plans[place] = plan
@@ -292,10 +292,10 @@ class _Search:
             self._never[place] = plan
         return plan
 
-    def _tried(self, place: int, prices: Numbers, left: Numbers) -> Plan | None:
+    def _tried(self, place: int, prices: Numbers, left: Numbers, *, rough: bool = False) -> Plan | None:
         if place in self._never:
             return self._solved(place, prices, left)
-        asked = self._asked(place, prices, left)
+        asked = self._asked(place, prices, left, rough=rough)
         answer, self._learnt[place] = attempted(asked, self._learnt[place], self._start(place, prices, left))
         return None if answer is None else self._plan(place, answer, prices)
 
