@@ -210,7 +210,8 @@ async def test_a_source_that_vanishes_after_its_export_costs_a_prefill(tokenizer
     assert list(engines[1].computed.values())[-1] <= FIRST + TOKENS
 
 
-async def test_a_client_that_leaves_in_mid_move_leaves_nothing_pinned(tokenizer_file):
+async def test_a_client_that_leaves_in_mid_move_leaves_nothing_pinned(tokenizer_file, monkeypatch):
+    monkeypatch.setattr("medley.router.mover.LEASE_SECONDS", 2.0)
     engines = [source(), engine(faults=deque([Fault("no-answer")]))]
     async with staged(engines[:1], tokenizer_file, rest=engines[1:]) as stage:
         await until(lambda: "e0" in stage.kept.fleet.knowledge.states)
