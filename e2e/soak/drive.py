@@ -57,13 +57,14 @@ async def soak(wanted: Wanted, folder: Path) -> Ledger:
     if ledger.interruptions >= wanted.interruptions:
         return ledger
     async with running(wanted, folder, ledger) as driver:
+        await driver.record()
         await driver.go_on()
     return ledger
 
 
 @asynccontextmanager
 async def running(wanted: Wanted, folder: Path, ledger: Ledger) -> AsyncIterator[Driver]:
-    """Start engines, proxies and a router; yield what drives them, its clients not begun."""
+    """Start engines, proxies and a router; yield what drives them. It has no clients before it has recorded."""
     secrets = Secrets(folder)
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
@@ -77,9 +78,6 @@ async def running(wanted: Wanted, folder: Path, ledger: Ledger) -> AsyncIterator
         driver = Driver(wanted, ledger, engines, router, session)
         driver.show()
         await driver.router_serves()
-        wanted.say(f"recording the uninterrupted answers of {2 * wanted.streams} requests")
-        cases = await record(session, router.url, 2 * wanted.streams, wanted.tokens, engines[0].model)
-        driver.clients = Clients(router.url, cases, ledger, wanted.streams)
         yield driver
 
 
@@ -140,6 +138,13 @@ class Driver:
         self._counted: Counter[tuple[str, str]] = Counter()
         self._growth: Growth | None = None
         self._engine_growth: dict[tuple[str, int], Growth] = {}
+
+    async def record(self) -> None:
+        """Learn the uninterrupted answers that clients compare with."""
+        wanted, model = self.wanted, self.engines[0].model
+        wanted.say(f"recording the uninterrupted answers of {2 * wanted.streams} requests")
+        cases = await record(self.session, self.router.url, 2 * wanted.streams, wanted.tokens, model)
+        self.clients = Clients(self.router.url, cases, self.ledger, wanted.streams)
 
     async def go_on(self) -> None:
         """Interrupt until there are enough."""
