@@ -340,3 +340,39 @@ def test_the_published_programme_for_comparison(files):
     assert (
         "set mode: Plan, or allocation: Shares" in ran(*files(SERVICE + "  allocation: Melange\n", catalogue())).stderr
     )
+
+
+TWO_STAGES = PROFILE.replace("  source:", "  pipelineParallel: 2\n  source:")
+
+
+def test_a_shape_of_several_nodes_is_on_offer_to_a_plan_alone(files):
+    catalogue_of_one = CLASS.replace("NODES", existing("on-demand")) + "---" + TWO_STAGES
+    result = ran(*files(SERVICE + "  mode: Plan\n", catalogue_of_one), "-o", "json")
+    assert result.exit_code == 0
+    # Three replicas of two nodes at 0.70 USD/h.
+    plan = json.loads(result.stdout)
+    assert [(each["shape"], each["replicas"], each["usdPerHour"]) for each in plan["offerings"]] == [
+        ("l4-pp2", 3, "4.20")
+    ]
+    assert (
+        "warning: l4-pp2 needs 2 nodes; engines run on one node so far; spec.mode Auto makes another plan"
+        in result.stderr
+    )
+    refused = ran(*files(SERVICE, catalogue_of_one), "-o", "json")
+    assert refused.exit_code == 1
+    assert json.loads(refused.stdout)["infeasible"]["remedy"] == (
+        "l4-pp2 needs 2 nodes; engines run on one node so far: use spec.mode Plan to see what it would cost, "
+        "or a class with more GPUs per node"
+    )
+
+
+def test_plans_of_several_nodes_share_them(files):
+    # Six nodes are what three replicas take: the service that comes second gets none.
+    capped = CLASS.replace('perHour: "0.70", ', 'perHour: "0.70", maxNodes: 6, ').replace(
+        "NODES", existing("on-demand")
+    )
+    asked = SERVICE + "  mode: Plan\n"
+    first = asked.replace("name: chat", "name: first").replace("spec:", "spec:\n  priority: 1", 1)
+    result = ran(*files(first, asked, capped + "---" + TWO_STAGES), "-o", "json")
+    assert result.exit_code == 1
+    assert [[each["replicas"] for each in one["plan"]["offerings"]] for one in json.loads(result.stdout)] == [[3], []]

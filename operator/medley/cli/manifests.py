@@ -14,7 +14,7 @@ from medley.core.errors import InvalidInputError
 from medley.core.faults import one_line
 from medley.core.names import API_VERSION
 from medley.core.profiles import Profile
-from medley.core.service import AllocationMode, Budget, OperatingMode, Service
+from medley.core.service import AllocationMode, Budget, Service
 from medley.planning.fleet import Neighbour, Observed
 
 
@@ -37,17 +37,15 @@ class Manifests:
             profiles=self.profiles,
             budgets=self.budgets,
             neighbours=tuple(
-                Neighbour(f"{each.namespace}/{each.name}", _carried_out(each), budget=each.limits.budget)
+                Neighbour(
+                    f"{each.namespace}/{each.name}",
+                    each,
+                    budget=each.limits.budget,
+                    carried_out=each.allocation is not AllocationMode.MELANGE,  # which is for comparison only
+                )
                 for each in self.others
             ),
         )
-
-
-def _carried_out(service: Service) -> Service:
-    """Return a service whose plan takes its share, unless it is for comparison only."""
-    if service.allocation is AllocationMode.MELANGE:
-        return service
-    return replace(service, mode=OperatingMode.AUTO)
 
 
 def read(paths: Iterable[Path]) -> Manifests:

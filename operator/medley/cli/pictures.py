@@ -21,6 +21,7 @@ from medley.core.accelerators import Market
 from medley.core.errors import InvalidInputError
 from medley.core.service import SpotUse
 from medley.core.units import figure
+from medley.planning.commons import priced
 from medley.planning.problem import Allocation
 from medley.planning.proposal import Proposal
 from medley.planning.whatif import Case, LatencyName, latency_of, plan_of, with_latency, with_rate
@@ -223,15 +224,10 @@ def _alone(case: Case, name: str) -> Case:
 
 
 def _by_class(case: Case, plan: Allocation) -> dict[tuple[str, Market], float]:
-    offers = {
-        (each.name, offer.market, offer.zone): (offer.usd_per_node_hour, each.gpus_per_node)
-        for each in case.classes
-        for offer in each.offers
-    }
+    prices = dict(priced((key for key, _ in plan.replicas), case.classes)[0])
     found: defaultdict[tuple[str, Market], float] = defaultdict(float)
     for key, count in plan.replicas:
-        usd, gpus = offers[key.shape.accelerator_class, key.market, key.zone]
-        found[key.shape.accelerator_class, key.market] += count * usd / (gpus // key.shape.gpus)
+        found[key.shape.accelerator_class, key.market] += count * prices[key]
     return dict(found)
 
 

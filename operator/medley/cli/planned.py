@@ -128,10 +128,11 @@ def say(notes: Iterable[Note], console: Console) -> None:
 
 
 def doubts(proposal: Proposal) -> tuple[Note, ...]:
-    """Return a warning per shape of the plan that may break the promise, or was judged beyond what was measured."""
+    """Return a warning per shape of the plan that may break the promise, cannot be run, or was judged unmeasured."""
     demanded = {bucket for bucket, _ in proposal.question.problem.demand.requests_per_second}
     used = {key.shape for key, _ in proposal.allocation.replicas}
     notes = [Note(f"in doubt: {doubt}", warning=True) for doubt in proposal.doubts]
+    notes += [Note(f"{each}; spec.mode Auto makes another plan", warning=True) for each in proposal.spanning]
     for each in proposal.question.sustained:
         beyond = [doubt for bucket, doubt in each.extrapolated if bucket in demanded]
         if beyond and each.throughput.shape in used:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from fractions import Fraction
 
 
 class Market(StrEnum):
@@ -56,6 +57,17 @@ class AcceleratorClass:
     offers: tuple[NodeOffer, ...]
     engine_image: str | None = None  # None: the service's or the chart's default
     gpu_quotas: tuple[tuple[Market, int], ...] = ()  # GPUs over all zones and services, per market that has a quota
+
+    def nodes_of(self, shape: Shape) -> Fraction | None:
+        """Return the nodes that one replica of a shape takes; None: there is no node that a stage of it fits.
+
+        A shape that fits a node takes its part of one: 1 / replicas that fit beside each other. A larger one takes
+        whole nodes: the GPUs of a stage talk too much to be on two, so a node has as many stages as fit it whole.
+        """
+        if shape.gpus <= self.gpus_per_node:
+            return Fraction(1, self.gpus_per_node // shape.gpus)
+        stages = self.gpus_per_node // shape.tensor_parallel
+        return Fraction(-(-shape.pipeline_parallel // stages)) if stages else None
 
 
 @dataclass(frozen=True, slots=True, order=True)

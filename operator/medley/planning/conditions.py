@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from medley.core.accelerators import Market, OfferingKey
+from medley.core.accelerators import Market
 from medley.core.names import Condition, Reason
 from medley.core.service import MigrationMode, OperatingMode, WorkloadSource
 from medley.planning.fleet import ConditionState, Observed, Replica, ReplicaPhase, Truth
@@ -70,7 +70,7 @@ def of_proposal(observed: Observed, proposal: Proposal, now: datetime) -> tuple[
         _workload(observed, proposal.traffic),
         _profiles(observed, proposal),
         _feasible(proposal),
-        _capacity(observed, proposal.wanted, now),
+        _capacity(observed, proposal, now),
         _hedged(proposal),
         _migration(observed),
     )
@@ -208,13 +208,13 @@ def infeasible_reason(found: Infeasible) -> Reason:
     return _BOUND_REASONS[found.bindings[0].bound] if found.bindings else Reason.LIMITS_TOO_TIGHT
 
 
-def _capacity(observed: Observed, wanted: Mapping[OfferingKey, int], now: datetime) -> Verdict:
+def _capacity(observed: Observed, proposal: Proposal, now: datetime) -> Verdict:
     kind = Condition.CAPACITY_READY
     if observed.service.mode is OperatingMode.PLAN:
-        return Verdict(kind, Truth.UNKNOWN, Reason.PLAN_ONLY, "spec.mode is Plan: set it to Auto to carry the plan out")
+        return Verdict(kind, Truth.UNKNOWN, Reason.PLAN_ONLY, _plan_only(proposal.spanning))
     places = counted(observed, now)
     ready = sum(map(serves, places))
-    total = sum(wanted.values())
+    total = sum(proposal.wanted.values())
     troubled = [each for each in observed.replicas if each.reason not in ("", UNSCHEDULABLE) and not each.leaving]
     for reason, found in (
         (Reason.IMAGE_NOT_PULLED, [each for each in troubled if each.reason == PULL_FAILED]),
@@ -233,6 +233,12 @@ def _capacity(observed: Observed, wanted: Mapping[OfferingKey, int], now: dateti
         waiting = f"{ready} of {total} replicas serve"
         return Verdict(kind, Truth.FALSE, Reason.STARTING, waiting)
     return Verdict(kind, Truth.TRUE, Reason.CAPACITY_THERE, f"{total} of {total} replicas serve")
+
+
+def _plan_only(spanning: tuple[str, ...]) -> str:
+    if spanning:
+        return f"spec.mode is Plan, for a plan that cannot be carried out: {'; '.join(spanning)}; Auto makes another"
+    return "spec.mode is Plan: set it to Auto to carry the plan out"
 
 
 _REMEDIES: Mapping[Reason, str] = {

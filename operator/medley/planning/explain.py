@@ -25,13 +25,14 @@ _RULES_OUT: Mapping[Why, tuple[Bound, str]] = {
     Why.CANNOT_SERVE: (Bound.SIZES, "relax the SLO, lower spec.model.maxModelLen, or add a class that is fast enough"),
     Why.TOO_LONG: (Bound.MODEL_LENGTH, ""),
     Why.NODE_TOO_SMALL: (Bound.GPUS_PER_NODE, "add the profile of a smaller shape, or a class with larger nodes"),
+    Why.SEVERAL_NODES: (Bound.GPUS_PER_NODE, ""),
     Why.NOT_ALLOWED: (Bound.ZONES, "allow a zone in which the class is sold"),
     Why.SPOT_NOT_ALLOWED: (Bound.SPOT_USE, "allow spot, or add the price of on-demand nodes to the class"),
     Why.CAPPED: (Bound.CAPS, "raise a cap"),
     Why.NOT_OFFERED: (Bound.CAPS, "add a price"),
     Why.NO_PROFILE: (Bound.PROFILES, ""),
 }
-_BY_PROFILE = frozenset({Why.CANNOT_SERVE, Why.TOO_LONG, Why.NODE_TOO_SMALL})
+_BY_PROFILE = frozenset({Why.CANNOT_SERVE, Why.TOO_LONG, Why.NODE_TOO_SMALL, Why.SEVERAL_NODES})
 
 
 @dataclass(frozen=True, slots=True)

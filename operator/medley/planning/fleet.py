@@ -111,6 +111,7 @@ class Neighbour:
     unavailable: tuple[Unavailable, ...] = ()
     traffic: Traffic | None = None  # as of its own status
     budget: str | None = None  # that its manifest names, whether it asks for anything or not
+    carried_out: bool = False  # its plan takes its share, whatever its mode: nothing is there yet, as in `medley plan`
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """From classes and profiled shapes to what can be bought: offerings, caps, and what is out of the question.
 
 Called by `question`. A replica's price is its part of a node's price, node price / replicas that fit one node: the
-other GPUs of a node are taken to be used by other replicas (docs/allocation.md says when that is too kind).
+other GPUs of a node are taken to be used by other replicas (docs/allocation.md says when that is too kind). A replica
+that spans several nodes has them to itself, and is lost with any of them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from fractions import Fraction
 
 from medley.core.accelerators import AcceleratorClass, Market, NodeOffer, Offering, OfferingKey, Shape
 from medley.core.errors import UnknownClassError
@@ -22,7 +24,8 @@ class Why(StrEnum):
 
     NO_PROFILE = "NoProfile"
     TOO_LONG = "TooLong"  # a replica cannot hold the model's longest requests
-    NODE_TOO_SMALL = "NodeTooSmall"  # the shape needs more GPUs than a node has
+    NODE_TOO_SMALL = "NodeTooSmall"  # a stage of the shape needs more GPUs than a node has
+    SEVERAL_NODES = "SeveralNodes"  # the shape spans nodes, on which no engine runs so far
     CANNOT_SERVE = "CannotServe"  # nothing of the demand within the SLO
     NOT_ALLOWED = "NotAllowed"  # not in the zones that the service allows
     SPOT_NOT_ALLOWED = "SpotNotAllowed"  # the service allows no spot
@@ -70,13 +73,19 @@ def usd_per_replica_hour(classes: Iterable[AcceleratorClass], key: OfferingKey) 
     """Return the price of one replica of an offering, or None where no class names one."""
     for each in classes:
         for offer in each.offers if each.name == key.shape.accelerator_class else ():
-            if (offer.market, offer.zone) == (key.market, key.zone) and key.shape.gpus <= each.gpus_per_node:
-                return _usd_per_hour(each, offer, key.shape)
+            nodes = each.nodes_of(key.shape)
+            if (offer.market, offer.zone) == (key.market, key.zone) and nodes is not None:
+                return _usd_per_hour(offer, nodes)
     return None
 
 
-def _usd_per_hour(each: AcceleratorClass, offer: NodeOffer, shape: Shape) -> float:
-    return offer.usd_per_node_hour / (each.gpus_per_node // shape.gpus)
+def _usd_per_hour(offer: NodeOffer, nodes: Fraction) -> float:
+    return offer.usd_per_node_hour * nodes.numerator / nodes.denominator
+
+
+def on_several_nodes(shape: Shape, nodes: Fraction) -> str:
+    """Say of a shape that spans several nodes that no engine runs on it so far."""
+    return f"{shape} needs {nodes} nodes; engines run on one node so far"
 
 
 def on_offer(
@@ -96,11 +105,13 @@ def on_offer(
     at_most = {key: (count, why) for key, count, why in withheld}
     offerings: list[Offering] = []
     caps: list[Cap] = []
-    held: dict[tuple[str, Market], list[tuple[OfferingKey, float]]] = {}  # GPUs of a replica's part of its node
+    held: dict[tuple[str, Market], list[tuple[OfferingKey, float]]] = {}  # GPUs of a replica's part of its nodes
     out: list[OutOfQuestion] = []
     for each in classes:
         fitting = [
-            shape for shape in shapes if shape.accelerator_class == each.name and shape.gpus <= each.gpus_per_node
+            (shape, nodes)
+            for shape in shapes
+            if shape.accelerator_class == each.name and (nodes := each.nodes_of(shape)) is not None
         ]
         for offer in sorted(each.offers, key=lambda offer: (offer.market, offer.zone)):
             refusal = _refusal(offer, zones, spot)
@@ -108,24 +119,24 @@ def on_offer(
                 out.append(OutOfQuestion(each.name, *refusal, market=offer.market, zone=offer.zone))
                 continue
             uses: list[tuple[OfferingKey, float]] = []
-            for shape in fitting:
+            for shape, nodes in fitting:
                 key = OfferingKey(shape, offer.market, offer.zone)
                 count, why = at_most.get(key, (None, ""))
                 if count is not None:
                     message = f"not to be had for now: {why}"
                     out.append(OutOfQuestion(each.name, Why.UNAVAILABLE, message, shape, offer.market, offer.zone))
-                per_node = each.gpus_per_node // shape.gpus
                 offerings.append(
                     Offering(
                         key,
-                        _usd_per_hour(each, offer, shape),
+                        _usd_per_hour(offer, nodes),
                         count,
-                        offer.interruptions_per_node_hour,
+                        # Each of its nodes may be the one that goes; were they lost together, it would be less.
+                        offer.interruptions_per_node_hour * max(int(nodes), 1),
                         USUAL_COLD_START,
                     )
                 )
-                uses.append((key, 1 / per_node))
-                held.setdefault((each.name, offer.market), []).append((key, each.gpus_per_node / per_node))
+                uses.append((key, float(nodes)))
+                held.setdefault((each.name, offer.market), []).append((key, float(each.gpus_per_node * nodes)))
             if offer.max_nodes is not None and uses:
                 caps.append(Cap(f"nodes of {each.name}, {offer.market}, {offer.zone}", offer.max_nodes, tuple(uses)))
         for market, quota in each.gpu_quotas:

@@ -59,6 +59,12 @@ class Proposal:
         return tuple(str(each) for each in self.question.doubtful if each.shape in used)
 
     @property
+    def spanning(self) -> tuple[str, ...]:
+        """What of the plan no engine runs on so far, in words: its shapes that span several nodes."""
+        used = {key.shape for key, count in self.wanted.items() if count}
+        return tuple(said for shape, said in self.question.spanning if shape in used)
+
+    @property
     def usd_per_replica_hour(self) -> Mapping[OfferingKey, float]:
         """Price of one replica of each offering."""
         return {offering.key: offering.usd_per_hour for offering in self.question.problem.offerings}
@@ -200,7 +206,7 @@ def _feasible(problem: AllocationProblem) -> bool:
 def _claim(neighbour: Neighbour, observed: Observed, now: datetime) -> Claim:
     """Return what a neighbour asks for, by the same code that its own pass runs; nothing if it cannot be planned."""
     service, drawn = neighbour.service, _drawn(neighbour, observed)
-    if service is None or service.mode is OperatingMode.PLAN:
+    if service is None or (service.mode is OperatingMode.PLAN and not neighbour.carried_out):
         return Claim(neighbour.name, None, neighbour.held, drawn=drawn)
     held = dict(neighbour.held)
     short = tuple(each for each in neighbour.unavailable if each.until > now)

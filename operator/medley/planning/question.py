@@ -18,14 +18,14 @@ from medley.core.accelerators import AcceleratorClass, OfferingKey, Shape
 from medley.core.errors import InvalidInputError
 from medley.core.latency import LatencyModel
 from medley.core.profiles import Profile
-from medley.core.service import AllocationMode, Budget, Histogram, RoutingKnowledge, Service
+from medley.core.service import AllocationMode, Budget, Histogram, OperatingMode, RoutingKnowledge, Service
 from medley.core.workload import MELANGE_GRID, Bucket, Demand, SizeGrid, Slo
 from medley.planning.burstiness import life_s
 from medley.planning.changes import in_the_objective
 from medley.planning.commons import budget_named, spending
 from medley.planning.ignorance import Class, arrivals, blind
 from medley.planning.mixture import Sizes, streams
-from medley.planning.offerings import OutOfQuestion, Why, chosen_classes, on_offer
+from medley.planning.offerings import OutOfQuestion, Why, chosen_classes, on_offer, on_several_nodes
 from medley.planning.predicted import believed
 from medley.planning.presets import preset
 from medley.planning.problem import DEFAULT_UTILISATION, AllocationProblem
@@ -47,6 +47,17 @@ class Question:
     routing: RoutingKnowledge = RoutingKnowledge.BLIND  # Blind: buckets are input x max_tokens
     dispersion: float = 1.0  # of arrivals; 1: Poisson
     doubtful: tuple[Judged, ...] = ()  # shapes at which the promise was not shown to hold when this was settled
+
+    @property
+    def spanning(self) -> tuple[tuple[Shape, str], ...]:
+        """Shapes that span several nodes, and what to know of them in words; with `mode: Plan` they are on offer."""
+        sizes = {each.name: each for each in self.classes}
+        shapes = sorted({offering.key.shape for offering in self.problem.offerings})
+        return tuple(
+            (shape, on_several_nodes(shape, nodes))
+            for shape in shapes
+            if (nodes := sizes[shape.accelerator_class].nodes_of(shape)) is not None and nodes > 1
+        )
 
     @property
     def unprofiled(self) -> tuple[str, ...]:
@@ -251,9 +262,16 @@ def _fitting(
             out.append(OutOfQuestion(each.name, Why.NOT_OFFERED, "spec.zones of the AcceleratorClass names no price"))
         for profile in own:
             shape = profile.shape
-            if shape.gpus > each.gpus_per_node:
-                message = f"{shape} needs {shape.gpus} GPUs on one node, which has {each.gpus_per_node}"
+            nodes = each.nodes_of(shape)
+            if nodes is None:
+                message = f"{shape} needs {shape.tensor_parallel} GPUs on one node, which has {each.gpus_per_node}"
                 out.append(OutOfQuestion(each.name, Why.NODE_TOO_SMALL, message, shape))
+            elif nodes > 1 and service.mode is not OperatingMode.PLAN:
+                message = (
+                    f"{on_several_nodes(shape, nodes)}: use spec.mode Plan to see what it would cost, "
+                    "or a class with more GPUs per node"
+                )
+                out.append(OutOfQuestion(each.name, Why.SEVERAL_NODES, message, shape))
             elif service.max_model_len is not None and profile.max_model_len < service.max_model_len:
                 message = (
                     f"{shape} holds {profile.max_model_len} tokens, less than spec.model.maxModelLen "

@@ -204,9 +204,10 @@ def _more_to_buy(case: Case, plan: Allocation) -> Iterator[tuple[str, Case]]:
         changed = replace(service, zones=(*service.zones, another) if service.zones else ())
         classes = tuple(_with_zone(each, another, service.zones) for each in case.classes)
         yield "one more zone, at each class's lowest prices", case._replace(service=changed, classes=classes)
-    for name, offer in _exhausted(case, plan):
-        classes = tuple(_with_nodes(each, name, offer, 1) for each in case.classes)
-        yield f"one node more of {name}, {offer.market}, {offer.zone}", case._replace(classes=classes)
+    for name, offer, more in _exhausted(case, plan):
+        classes = tuple(_with_nodes(each, name, offer, more) for each in case.classes)
+        nodes = "one node" if more == 1 else f"{more} nodes"
+        yield f"{nodes} more of {name}, {offer.market}, {offer.zone}", case._replace(classes=classes)
 
 
 def _unused_name(zones: Iterable[str]) -> str:
@@ -226,22 +227,25 @@ def _with_zone(each: AcceleratorClass, zone: str, allowed: Sequence[str]) -> Acc
     return replace(each, offers=(*each.offers, *(replace(offer, zone=zone) for offer in cheapest.values())))
 
 
-def _exhausted(case: Case, plan: Allocation) -> Iterator[tuple[str, NodeOffer]]:
-    """Yield the offers whose cap leaves no room for one more of the replicas that the plan has there."""
+def _exhausted(case: Case, plan: Allocation) -> Iterator[tuple[str, NodeOffer, int]]:
+    """Yield the offers whose cap has no room for one more of the replicas that the plan has there, and what it lacks.
+
+    That is in nodes, for the replica that takes least.
+    """
     counts = dict(plan.replicas)
     for each in case.classes:
         for offer in each.offers:
             here = [
-                (key, count)
+                (nodes, count)
                 for key, count in counts.items()
                 if (key.shape.accelerator_class, key.market, key.zone) == (each.name, offer.market, offer.zone)
+                and (nodes := each.nodes_of(key.shape)) is not None
             ]
             if offer.max_nodes is None or not here:
                 continue
-            gpus = math.fsum(count / (each.gpus_per_node // key.shape.gpus) for key, count in here)
-            smallest = min(1 / (each.gpus_per_node // key.shape.gpus) for key, _ in here)
-            if gpus + smallest > offer.max_nodes:
-                yield each.name, offer
+            one_more = sum(nodes * count for nodes, count in here) + min(nodes for nodes, _ in here)
+            if one_more > offer.max_nodes:
+                yield each.name, offer, math.ceil(one_more - offer.max_nodes)
 
 
 def _with_nodes(each: AcceleratorClass, name: str, offer: NodeOffer, more: int) -> AcceleratorClass:
