@@ -272,6 +272,13 @@ def test_every_command_is_listed():
     assert all(command in shown for command in ("plan", "operator", "router", "engine", "demo"))
 
 
+@pytest.mark.parametrize("command", ["plan", "explain", "profile measure", "profile estimate", "profile fit"])
+def test_every_command_explains_itself(command):
+    """Square brackets in a help text are markup, and unbalanced ones an exception."""
+    done = CliRunner().invoke(main, [*command.split(), "--help"])
+    assert (done.exit_code, "--" in done.stdout) == (0, True)
+
+
 def test_what_is_not_served_keeps_nobody_busy(tmp_path):
     manifests = tmp_path / "all.yaml"
     service = SERVICE.replace("requestsPerSecond: 4", "requestsPerSecond: 40").replace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
@@ -13,6 +14,7 @@ import pytest_asyncio
 
 from e2e.vllm_venv import ensure_venv
 from medley.router.fleet import FleetView, Limits, Replica
+from medley.router.leaving import Knowledge
 from medley.router.main import running
 from medley.router.server import Followed, Options
 from medley.router.settings import RouterSettings
@@ -43,6 +45,17 @@ def prompt(number: int) -> list[int]:
     return [(7 * i * i + (13 + number) * i + 5 + 11 * number) % 500 + 3 for i in range(1500 + 10 * number)]
 
 
+class Eager(Knowledge):
+    """Of which streams are carried wherever they can be: what pays on a machine that others use is not the question."""
+
+    def link(self, source):
+        known = super().link(source)
+        return known and replace(known, bytes_per_s=1e9)
+
+    def target(self, candidate, replica, source):
+        return replace(super().target(candidate, replica, source), prefill_tokens_per_s=1.0)
+
+
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def stage(tmp_path_factory):
     """Two engines, and a router that sees what `show` says."""
@@ -55,6 +68,7 @@ async def stage(tmp_path_factory):
 
         async def source(followed: Followed, _) -> None:
             followed.serving.model = "m"
+            followed.fleet.knowledge = Eager()
             kept.append(followed)
             await asyncio.Event().wait()
 

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
+# Commands that need another extra than `tool`.
+_EXTRAS = {"operator": "operator", "router": "router", "demo": "router"}
+
+
 class _Commands(typer.core.TyperGroup):
     """Says in one line what a command lacks: an option, or a package that medley is installed without."""
 
@@ -44,7 +48,8 @@ class _Commands(typer.core.TyperGroup):
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] == "medley":
                 raise
-            said = f"error: {error.name} is missing: install medley with its extra `tool` (pip install '.[tool]')"
+            extra = _EXTRAS.get(ctx.invoked_subcommand or "", "tool")
+            said = f"error: {error.name} is missing: install medley with its extra `{extra}` (pip install '.[{extra}]')"
             typer.echo(said, err=True)
             raise typer.Exit(2) from error
         except TyperException as error:
@@ -116,8 +121,9 @@ SpotHistory = Annotated[
     list[str] | None,
     typer.Option(
         "--spot-history",
-        help="AWS spot price history (JSON): mean prices; or CLASS[/ZONE]=FILE[:ms|s|m|h], nodes over time: how often "
-        "one is taken away.",
+        # No square brackets: in a help text they are markup.
+        help="AWS spot price history (JSON): mean prices; or CLASS=FILE, CLASS/ZONE=FILE, with :ms, :s, :m or :h "
+        "behind it for the unit of its times, nodes over time: how often one is taken away.",
     ),
 ]
 Prices = Annotated[

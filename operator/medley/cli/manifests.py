@@ -57,7 +57,9 @@ def read(paths: Iterable[Path]) -> Manifests:
     if len(found) > 1:
         names = ", ".join(each.service.name for each in found)
         raise InvalidInputError(
-            "-f", f"expected one LLMService of {API_VERSION}, found {names}; `medley plan` alone takes several"
+            "-f",
+            f"expected one LLMService of {API_VERSION}, found {names}; `medley plan` alone takes several, so put "
+            "the one into a file of its own",
         )
     return found[0]
 
