@@ -51,7 +51,7 @@ def bandwidth() -> tuple[float, float]:
 
 
 async def slowdown(driver: Driver, prompt: str, **more: object) -> tuple[float, float, int]:
-    """Return the median seconds between tokens of an engine alone, and while its blocks are read; and bytes read."""
+    """Return the mean seconds between tokens of an engine alone, and while its blocks are read; and bytes read."""
     engine, other = driver.engines
     driver.away = {other.replica}
     driver.show()

@@ -40,14 +40,14 @@ def neighbours(others: Iterable[Json], pods: Iterable[Json]) -> tuple[Neighbour,
         if "deletionTimestamp" not in other["metadata"]:
             with suppress(InvalidInputError):  # its own pass says so
                 wanting[key] = convert.read_llm_service(other)
-    return tuple(
-        Neighbour(
-            "/".join(key),
-            convert.service(wanting[key]) if key in wanting else None,
-            tuple(sorted(held.get(key, Counter()).items())),
-            standing(wanting[key]).unavailable if key in wanting else (),
-            standing(wanting[key]).traffic if key in wanting else None,
-            paying.get(key),
-        )
-        for key in sorted(held.keys() | wanting.keys())
-    )
+    found = []
+    for key in sorted(held.keys() | wanting.keys()):
+        name, holds, item = "/".join(key), tuple(sorted(held.get(key, Counter()).items())), wanting.get(key)
+        if item is None:
+            found.append(Neighbour(name, None, holds, budget=paying.get(key)))
+        else:
+            stands = standing(item)
+            found.append(
+                Neighbour(name, convert.service(item), holds, stands.unavailable, stands.traffic, paying.get(key))
+            )
+    return tuple(found)

@@ -1,14 +1,16 @@
-"""Caches of engines that exist only here: what each worker holds, filled so that every byte tells where it belongs."""
+"""Caches of engines that exist only here, filled so that every byte tells where it belongs, and a way between them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from medley.engine.kv.blocks import HostBlocks
+from medley.engine.kv.connections import Connections
 from medley.engine.kv.layout import Geometry, Shard, shard
-from medley.engine.kv.messages import grant, slice_bytes
+from medley.engine.kv.messages import Answer, PinQuery, ReadRequest, Remote, grant, parse_answer, slice_bytes
 from medley.wire.ticket import Source, Ticket, history_digest
 
 GEOMETRY = Geometry(block_size=4, dtype="float16", content=6)
@@ -101,3 +103,41 @@ def ticket(held_by: list[tuple[Shard, Address, bytes]], blocks: tuple[int, ...],
             for index, (held, at, secret) in enumerate(held_by)
         ),
     } | changes)  # fmt: skip
+
+
+class InThread:
+    """A `Reader` in the thread that asks, with no porter between."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    def ask(self, host: str, port: int, question: PinQuery) -> Answer:
+        """Ask over a connection that is kept."""
+        with self._connections.to(host, port) as connection:
+            connection.send(question)
+            return parse_answer(connection.receive())
+
+    def read(  # noqa: PLR0917 - one call in one place
+        self,
+        host: str,
+        port: int,
+        question: ReadRequest,
+        size: int,
+        into: Iterator[memoryview],
+        check: Callable[[], None],
+    ) -> int | Remote | Answer:
+        """Receive into the cache itself."""
+        with self._connections.to(host, port) as connection:
+            connection.send(question)
+            answer = parse_answer(connection.receive())
+            if answer.ok and answer.remote is not None:
+                return answer.remote
+            if answer.ok and answer.bytes_total == size:
+                return connection.fill_pieces(into, check)
+            if answer.ok and answer.bytes_total:
+                raise ConnectionError(f"{answer.bytes_total} bytes are offered, {size} were asked for")
+            return answer
+
+    def close(self) -> None:
+        """Close what is kept."""
+        self._connections.close()

@@ -13,7 +13,7 @@ import time
 
 from medley.engine.kv.connections import Connections
 from medley.engine.kv.direct import DirectMemory
-from medley.engine.kv.puller import FailedError, InThread, Load, Puller
+from medley.engine.kv.puller import FailedError, Load, Puller
 from medley.engine.kv.server import Holder, block_answers, pin_answers
 from tests.engine.kv.cache import (
     BLOCKS,
@@ -22,6 +22,7 @@ from tests.engine.kv.cache import (
     HOST,
     INTO,
     Address,
+    InThread,
     assert_loaded,
     content,
     empty,

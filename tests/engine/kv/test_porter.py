@@ -16,14 +16,16 @@ from medley.engine.kv.blocks import HostBlocks
 from medley.engine.kv.channels import PART_BYTES
 from medley.engine.kv.errands import Errands
 from medley.engine.kv.layout import Geometry, Shard
-from medley.engine.kv.messages import grant, slice_bytes
+from medley.engine.kv.messages import slice_bytes
 from medley.engine.kv.puller import Load, Puller
 from medley.engine.kv.server import Holder, Payload, block_answers, pin_answers
 from medley.testing.certificates import Issuer
 from medley.tls.keyring import Keyring
-from medley.wire.ticket import Source, Ticket, history_digest
+from medley.wire.ticket import Ticket
+from tests.engine.kv.cache import EXPORT, HOST, Address
+from tests.engine.kv.cache import ticket as offered
 
-HOST, EXPORT, SECRET, BLOCKS = "127.0.0.1", "export-1", b"s" * 32, 100
+SECRET, BLOCKS = b"s" * 32, 100
 GEOMETRY = Geometry(block_size=32, dtype="float32", content=32)
 HELD = Shard(("a", "b", "c"), 0, 8)
 GRANTED = tuple(range(99, 0, -1))
@@ -56,20 +58,18 @@ def engines(tmp_path_factory):
 
 
 def ticket(source: Errands, pins: Holder, **changes) -> Ticket:
-    return Ticket(**{
-        "export_id": EXPORT, "request_id": "r", "valid_tokens": len(GRANTED) * GEOMETRY.block_size,
-        "tokens": history_digest([]), "block_size": GEOMETRY.block_size, "blocks": GRANTED, "dtype": GEOMETRY.dtype,
-        "content": GEOMETRY.content, "numerics": "1" * 64, "model": "2" * 64, "lease_s": 30.0,
-        "pins": {"host": HOST, "port": pins.port},
-        "sources": (
-            Source(host=HOST, port=source.port, pp=0, tp=0, layers=HELD.layers, head_lo=0, head_n=HELD.head_n,
-                   grant=grant(SECRET, EXPORT, GRANTED)),
-        ),
-    } | changes)  # fmt: skip
+    own = {
+        "valid_tokens": len(GRANTED) * GEOMETRY.block_size,
+        "block_size": GEOMETRY.block_size,
+        "dtype": GEOMETRY.dtype,
+        "content": GEOMETRY.content,
+    }
+    at = Address(HOST, source.port), Address(HOST, pins.port)
+    return offered([(HELD, at[0], SECRET)], GRANTED, at[1], **own, **changes)
 
 
-def loaded(puller: Puller, offered: Ticket, into: tuple[int, ...] = tuple(range(len(GRANTED)))):
-    puller.begin(Load("r", offered, 0, into, 30.0))
+def loaded(puller: Puller, wanted: Ticket, into: tuple[int, ...] = tuple(range(len(GRANTED)))):
+    puller.begin(Load("r", wanted, 0, into, 30.0))
     while not (ended := puller.ended()):
         time.sleep(0.002)
     return ended[0]
@@ -129,6 +129,6 @@ def test_a_porter_that_dies_is_replaced(engines):
     assert loaded(puller, ticket(source, pins)).fault == ""
 
 
-def _elsewhere(offered: Ticket, port: int) -> Ticket:
-    (one,) = offered.sources
-    return offered.model_copy(update={"sources": (one.model_copy(update={"port": port}),)})
+def _elsewhere(there: Ticket, port: int) -> Ticket:
+    (one,) = there.sources
+    return there.model_copy(update={"sources": (one.model_copy(update={"port": port}),)})

@@ -14,7 +14,7 @@ from medley.engine.kv import connections as connecting
 from medley.engine.kv.connections import Connections
 from medley.engine.kv.layout import Shard
 from medley.engine.kv.messages import LENGTH, Answer, framed
-from medley.engine.kv.puller import InThread, Load, Loaded, Puller
+from medley.engine.kv.puller import Load, Loaded, Puller
 from medley.engine.kv.server import Holder, block_answers, pin_answers
 from medley.testing.certificates import Issuer
 from medley.tls.keyring import Keyring
@@ -25,6 +25,7 @@ from tests.engine.kv.cache import (
     HOST,
     INTO,
     Address,
+    InThread,
     assert_loaded,
     content,
     empty,

@@ -16,7 +16,6 @@ from queue import Empty, SimpleQueue
 from typing import Final, Protocol
 
 from medley.engine.kv.blocks import Blocks
-from medley.engine.kv.connections import Connections
 from medley.engine.kv.layout import IncompleteError, Pull, pulls, split
 from medley.engine.kv.messages import (
     Answer,
@@ -24,7 +23,6 @@ from medley.engine.kv.messages import (
     ProtocolError,
     ReadRequest,
     Remote,
-    parse_answer,
     slice_bytes,
 )
 from medley.wire.ticket import Ticket
@@ -70,7 +68,7 @@ class Fetcher(Protocol):
 
 
 class Reader(Protocol):
-    """The way to other engines: `errands.Errands`, or `InThread` without a process between."""
+    """The way to other engines: `errands.Errands`."""
 
     def ask(self, host: str, port: int, question: PinQuery) -> Answer:
         """Return the answer to a question without bytes; OSError or ProtocolError if there is none."""
@@ -91,44 +89,6 @@ class Reader(Protocol):
     def close(self) -> None:
         """Stop."""
         ...
-
-
-class InThread:
-    """Reads in the thread that asks: where nothing else holds Python's lock, that is the shortest way."""
-
-    def __init__(self, connections: Connections) -> None:
-        self._connections = connections
-
-    def ask(self, host: str, port: int, question: PinQuery) -> Answer:
-        """Ask over a connection that is kept."""
-        with self._connections.to(host, port) as connection:
-            connection.send(question)
-            return parse_answer(connection.receive())
-
-    def read(  # noqa: PLR0917 - one call in one place
-        self,
-        host: str,
-        port: int,
-        question: ReadRequest,
-        size: int,
-        into: Iterator[memoryview],
-        check: Callable[[], None],
-    ) -> int | Remote | Answer:
-        """Receive into the cache itself."""
-        with self._connections.to(host, port) as connection:
-            connection.send(question)
-            answer = parse_answer(connection.receive())
-            if answer.ok and answer.remote is not None:
-                return answer.remote
-            if answer.ok and answer.bytes_total == size:
-                return connection.fill_pieces(into, check)
-            if answer.ok and answer.bytes_total:
-                raise ConnectionError(f"{answer.bytes_total} bytes are offered, {size} were asked for")
-            return answer
-
-    def close(self) -> None:
-        """Close what is kept."""
-        self._connections.close()
 
 
 @dataclass(slots=True)
