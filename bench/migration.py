@@ -1,9 +1,11 @@
 """What a client feels when its engine is taken away: pauses in units of the time between tokens, on real vLLM.
 
 Two engines under their supervisors, a router, everything over TLS, as in a cluster; on the CPU, so the figures that
-count are ratios. The model is sized to 20 to 40 ms per token on an idle machine, its weights are random. Pauses are
-the router's own: from the last token of the one engine to the first of the other. Each series has prompts that no
-engine has seen. The router is told which way to take, and rows say how many streams took it.
+count are ratios. Each engine has a processor for its model, as it would have its accelerator: threads of two models on
+one processor wait for each other by spinning, which is nothing that a move could help. The model is sized to 20 to 40
+ms per token on an idle machine, its weights are random. Pauses are the router's own: from the last token of the one
+engine to the first of the other. Each series has prompts that no engine has seen. The router is told which way to
+take, and rows say how many streams took it.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ ARGUMENTS = (
     "--load-format",
     "dummy",
     "--hf-overrides",
-    json.dumps({"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "head_dim": 64}),
+    json.dumps({"hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12, "head_dim": 64}),
 )
 PLAIN = {"300": 100}  # a token that is text by itself: random weights would choose halves of characters for ever
 _BEFORE, _AFTER = 20, 20  # tokens before the notice, and after the end
@@ -66,7 +68,7 @@ def measure() -> Iterator[Row]:
 
 
 async def _measure() -> list[Row]:
-    wanted = Wanted(interruptions=1, kind="vllm", engines=2, streams=2, tokens=64, say=lambda _: None)
+    wanted = Wanted(interruptions=1, kind="vllm", engines=2, streams=2, tokens=64, apart=True, say=lambda _: None)
     VllmEngine.arguments = ARGUMENTS
     rows = [await asyncio.to_thread(_bandwidth)]
     with tempfile.TemporaryDirectory(prefix="medley-bench-") as folder:

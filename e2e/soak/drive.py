@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections import Counter
@@ -43,6 +44,7 @@ class Wanted:
     streams: int = 24
     tokens: int = 300
     kills: float = 0.15
+    apart: bool = False  # each engine has a processor of its own for its model
     seed: int = 1
     state: Path = ROOT / "build" / "soak.json"
     check_every: int = _CHECK_EVERY
@@ -86,7 +88,12 @@ def _engines(wanted: Wanted, folder: Path, secrets: Secrets, proxies: Sequence[P
         return [StubProcess(f"e{n}", folder, proxy) for n, proxy in enumerate(proxies)]
     VllmEngine.python, VllmEngine.weights = ensure_venv(wanted.say), ensure_model(wanted.say)
     VllmEngine.secrets = secrets
-    return [VllmEngine(f"e{n}", folder, proxy) for n, proxy in enumerate(proxies)]
+    engines = [VllmEngine(f"e{n}", folder, proxy) for n, proxy in enumerate(proxies)]
+    if wanted.apart:
+        processors = sorted(os.sched_getaffinity(0))
+        for n, engine in enumerate(engines):
+            engine.threads = str(processors[n % len(processors)])
+    return list(engines)
 
 
 @dataclass(frozen=True, slots=True)

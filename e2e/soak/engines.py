@@ -180,6 +180,7 @@ class VllmEngine(Engine):
     weights: Path
     secrets: Secrets
     arguments: tuple[str, ...] = ()  # for vLLM, beyond those of the soak
+    threads = "nobind"  # the processors that a model's threads run on; so: all
 
     def access(self) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {self.secrets.key}"}
@@ -198,7 +199,7 @@ class VllmEngine(Engine):
     def _start(self, log: Path) -> Started:
         port, control, status = free_port(), free_port(), free_port()
         environment = {
-            **engine_environment(),
+            **engine_environment(self.threads),
             "PYTHONPATH": str(ROOT / "operator"),
             "MEDLEY_KEY_FILE": str(self.secrets.key_file),
             "MEDLEY_TLS_DIR": str(self.secrets.folders[Role.ENGINE]),

@@ -104,7 +104,7 @@ async def running(settings: RouterSettings, source: Source | None = None) -> Asy
             clock=clock,
             wall_clock=time.time,
         )
-        mover = Mover(fleet, engines, clock=clock)
+        mover = Mover(fleet, engines, metrics, clock=clock)
         background = asyncio.gather(
             _tick(fleet),
             kv_states.follow(fleet, engines),

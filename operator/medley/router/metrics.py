@@ -155,6 +155,14 @@ class RouterMetrics:
         )
         for how in ("finished", "carried", "refilled"):
             self._departures.labels(how)
+        self._copies = Counter(
+            "medley_router_copies",
+            "KV caches of streams copied to a target ahead of their move; outcome: done or failed.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in ("done", "failed"):
+            self._copies.labels(outcome)
 
     def asked(self, grid: SizeGrid | None, prompt_tokens: int, max_tokens: int) -> Bucket:
         """Count a request and return its size class."""
@@ -195,6 +203,10 @@ class RouterMetrics:
     def departed(self, how: str) -> None:
         """Count a stream of a leaving replica: finished, carried or refilled."""
         self._departures.labels(how).inc()
+
+    def copied(self, *, done: bool) -> None:
+        """Count a copy ahead."""
+        self._copies.labels("done" if done else "failed").inc()
 
     def paused(self, kind: str, seconds: float) -> None:
         """Note a client's pause: carried, refilled or broken."""

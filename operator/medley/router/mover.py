@@ -21,6 +21,7 @@ from medley.core.errors import EngineError
 from medley.router.attempt import Attempt, Handover, History, Move, Replica
 from medley.router.engine_client import EngineClient
 from medley.router.fleet import Fleet
+from medley.router.metrics import RouterMetrics
 from medley.router.session import Cause
 from medley.wire.generate import GenerateCall
 from medley.wire.ticket import Ticket
@@ -42,8 +43,10 @@ _ARRIVAL_SECONDS = 120.0  # from the ticket to the target's first token
 class Mover:
     """The streams on their way, and the pins they hold."""
 
-    def __init__(self, fleet: Fleet, engines: EngineClient, *, clock: Callable[[], float]) -> None:
-        self._fleet, self._engines, self._clock = fleet, engines, clock
+    def __init__(
+        self, fleet: Fleet, engines: EngineClient, metrics: RouterMetrics, *, clock: Callable[[], float]
+    ) -> None:
+        self._fleet, self._engines, self._metrics, self._clock = fleet, engines, metrics, clock
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         fleet.leaving.carry = self.carry
@@ -86,6 +89,7 @@ class Mover:
                         await self._copy(attempt, move, history, target)
                 except (EngineError, TimeoutError) as error:
                     failed += 1
+                    self._metrics.copied(done=False)
                     logger.info("copying a stream of %s to %s ahead: %s", source.name, target.name, error)
                 continue
             if due:
@@ -120,6 +124,7 @@ class Mover:
             call = GenerateCall(name, prefix, sampling, choice.rendered.attachments, choice.adapter, ticket)
             async with asyncio.timeout(LEASE_SECONDS):
                 await self._engines.run(target.url, call)
+        self._metrics.copied(done=True)
         before = move.copied.get(target.name, 0)
         move.copied[target.name] = ticket.valid_tokens
         share = max(ticket.valid_tokens - before, 0) / ticket.valid_tokens

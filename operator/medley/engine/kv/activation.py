@@ -58,6 +58,7 @@ SYMBOLS: Final = (
     Symbol(_BASE, "SupportsHMA.request_finished_all_groups", "self request block_ids"),
     Symbol(_BASE, "KVConnectorBase_V1.register_kv_caches", "self kv_caches"),
     Symbol(_BASE, "KVConnectorBase_V1.get_handshake_metadata", "self"),
+    Symbol(_BASE, "KVConnectorBase_V1.bind_connector_metadata", "self connector_metadata"),
     Symbol(_BASE, "KVConnectorBase_V1.start_load_kv", "self forward_context"),
     Symbol(_BASE, "KVConnectorBase_V1.get_transfer_results", "self finished_req_ids"),
     Symbol(_BASE, "KVConnectorBase_V1._get_connector_metadata", "self"),

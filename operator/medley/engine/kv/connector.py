@@ -127,8 +127,23 @@ class MedleyConnector(KVConnectorBase_V1, SupportsHMA):
         """Say what the engine core must know; called once, after the caches are registered."""
         return self.worker.facts()
 
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        """Take what this step shall load; called in every step, before the model runs.
+
+        On the host loads begin here: `start_load_kv` comes when the model has been launched, which on a CPU is when the
+        step is over, and a load that begins then holds its request up for one step more. On an accelerator launching
+        takes no time, and new blocks may still be on their way to be zeroed before.
+        """
+        super().bind_connector_metadata(connector_metadata)
+        if self.worker.on_host:
+            self._begin()
+
     def start_load_kv(self, forward_context: Any, **_kwargs: Any) -> None:  # noqa: ARG002 - vLLM's signature
-        """Start loads; called in every step."""
+        """Start loads into an accelerator's cache; called in every step."""
+        if not self.worker.on_host:
+            self._begin()
+
+    def _begin(self) -> None:
         metadata = self._get_connector_metadata()
         assert isinstance(metadata, Loads)
         self.worker.begin(metadata.loads)

@@ -49,6 +49,7 @@ class WorkerHalf:
     """One worker's server and loads."""
 
     def __init__(self, config: VllmConfig) -> None:
+        self.on_host = True  # the cache is, once it is registered
         self._config = config
         self._network = Network.from_environment()
         self._puller: Puller | None = None
@@ -58,6 +59,7 @@ class WorkerHalf:
     def register(self, caches: Mapping[str, Any]) -> None:
         """Take the cache that vLLM allocated, and serve it."""
         tp, tp_size, pp = get_tp_group().rank_in_group, get_tp_group().world_size, get_pp_group().rank_in_group
+        self.on_host = all(tensor.device.type == "cpu" for tensor in caches.values())
         secret = secrets.token_bytes(32)
         obstacle, geometry, port = "", None, 1
         held = Shard(tuple(caches), 0, 1)
@@ -134,7 +136,7 @@ class WorkerHalf:
         return Geometry(positions, dtype, content), heads
 
     def _blocks(self, held: Shard, geometry: Geometry, caches: Mapping[str, Any]) -> Blocks:
-        if next(iter(caches.values())).device.type == "cpu":
+        if self.on_host:
             return HostBlocks(held, geometry, {name: host_bytes(tensor) for name, tensor in caches.items()})
         from medley.engine.kv.staged import StagedBlocks  # noqa: PLC0415 - only where there is a device
 
