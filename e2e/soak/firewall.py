@@ -18,7 +18,8 @@ from e2e.soak.interruptions import BETWEEN_ENGINES, Fault
 Command = tuple[str, ...]
 IPTABLES: Final = ("iptables", "-w", "10")
 _DROP: Final = ("-j", "DROP")
-_RESET: Final = ("-j", "REJECT", "--reject-with", "tcp-reset")
+# Resets themselves come through, or nobody would learn of them.
+_RESET: Final = ("--tcp-flags", "RST", "NONE", "-j", "REJECT", "--reject-with", "tcp-reset")
 # At loopback's MTU a packet may have 64 KiB, so a burst is more than that.
 _SLOW: Final = ("--hashlimit-above", "100kb/s", "--hashlimit-burst", "200kb")
 

@@ -31,7 +31,9 @@ class Kernel:
         (Fault.KV_HALF_OPEN, ((*OF, "-j", "DROP"),)),
         (
             Fault.KV_RESET,
-            tuple((*each, "-j", "REJECT", "--reject-with", "tcp-reset") for each in (TO, OF)),
+            tuple(
+                (*each, "--tcp-flags", "RST", "NONE", "-j", "REJECT", "--reject-with", "tcp-reset") for each in (TO, OF)
+            ),
         ),
         (Fault.KV_THROTTLE, ((*OF, *LIMIT, "-j", "DROP"),)),
     ],
