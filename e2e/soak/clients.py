@@ -53,7 +53,7 @@ async def record(session: aiohttp.ClientSession, url: str, wanted: int, tokens: 
         some = bodies[start : start + wanted]
         first, second = [await asyncio.gather(*(_asked(session, url, body) for body in some)) for _ in range(2)]
         cases += [Case(body, one) for body, one, other in zip(some, first, second, strict=True) if one and one == other]
-        if len(cases) >= wanted:
+        if 2 * len(cases) >= wanted:  # some come near a tie; that two clients ask the same is no harm
             break
     if not cases:
         raise AssertionError("no answer was the same twice: nothing can be compared")
