@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--engines", type=int, default=3, help="processes: while one starts, two go on")
     parser.add_argument("--streams", type=int, default=24)
     parser.add_argument("--tokens", type=int, help="of the longest stream; 120 of vllm, 300 of stub")
-    parser.add_argument("--kills", type=float, default=0.12, help="part of the interruptions that kill a process")
+    parser.add_argument("--kills", type=float, default=0.1, help="part of the interruptions that kill a process")
     given = parser.parse_args()
     vllm = given.engine == "vllm"
     wanted = Wanted(

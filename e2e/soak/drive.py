@@ -42,7 +42,7 @@ class Wanted:
     engines: int = 3
     streams: int = 24
     tokens: int = 300
-    kills: float = 0.12
+    kills: float = 0.1
     seed: int = 1
     state: Path = ROOT / "build" / "soak.json"
     check_every: int = _CHECK_EVERY

@@ -70,8 +70,8 @@ def test_only_so_many_failures_are_kept_in_words():
 
 
 def test_a_thousand_interruptions_are_the_same_each_time_and_have_everything_in_them():
-    drawn = [draw(number, kills=0.12) for number in range(1000)]
-    assert drawn == [draw(number, kills=0.12) for number in range(1000)]
+    drawn = [draw(number, kills=0.1) for number in range(1000)]
+    assert drawn == [draw(number, kills=0.1) for number in range(1000)]
     assert {each.notice_s for each in drawn} == set(NOTICES_S)
     assert {each.end for each in drawn} == set(End)
     assert {each.fault for each in drawn} == set(Fault)
@@ -81,13 +81,13 @@ def test_a_thousand_interruptions_are_the_same_each_time_and_have_everything_in_
 
 
 def test_faults_between_engines_are_drawn_only_where_blocks_are_read_and_rules_can_be_made():
-    drawn = [draw(number, kills=0.12, between_engines={Fault.KV_RESET}) for number in range(1000)]
+    drawn = [draw(number, kills=0.1, between_engines={Fault.KV_RESET}) for number in range(1000)]
     assert {each.fault for each in drawn} == set(Fault) - BETWEEN_ENGINES | {Fault.KV_RESET}
     assert all(each.notice_s > 0 for each in drawn if each.fault in BETWEEN_ENGINES)
 
 
 def test_a_process_is_killed_within_the_move_it_belongs_to():
-    drawn = [draw(number, kills=0.12) for number in range(1000)]
+    drawn = [draw(number, kills=0.1) for number in range(1000)]
     for each in drawn:
         at_s = each.kill_at_s(each.notice_s)
         assert (at_s is None) == (each.end is End.CUT)
