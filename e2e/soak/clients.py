@@ -79,6 +79,7 @@ class Clients:
     ledger: Ledger
     number: int
     under_way: int = 0
+    received: int = 0  # tokens, of all
     stopping: bool = False
     context: str = ""  # the interruption that runs: for failures
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -115,8 +116,10 @@ class Clients:
                     if "error" in said:
                         error = str(said["error"])
                         break
+                    before = len(got)
                     for choice in said["choices"]:
                         got += [bytes(each["bytes"]).hex() for each in (choice["logprobs"] or {}).get("content", ())]
+                    self.received += len(got) - before
         except (aiohttp.ClientError, TimeoutError, OSError) as broken:
             error = f"{type(broken).__name__}: {broken}"
         finally:

@@ -305,9 +305,10 @@ class Driver:
         self.show()
 
     async def _until_busy(self) -> None:
-        """Wait until most clients have a stream under way."""
+        """Wait until most clients have a stream under way, and tokens came since the last time: streams get on."""
+        before, clients = self.clients.received, self.clients
         for _ in range(600):
-            if self.clients.under_way * 2 >= self.clients.number:
+            if clients.under_way * 2 >= clients.number and clients.received - before >= clients.number:
                 return
             await asyncio.sleep(0.05)
 
