@@ -174,7 +174,8 @@ class Driver:
                 number, kills, seed = self.ledger.interruptions, self.wanted.kills, self.wanted.seed
                 await self._interrupt(draw(number, kills=kills, seed=seed, between_engines=possible))
                 self.ledger.interruptions += 1
-                if self.ledger.interruptions % self.wanted.check_every == 0:
+                done = self.ledger.interruptions
+                if done % self.wanted.check_every == 0 and done < self.wanted.interruptions:
                     await self._look_for_leaks()
                     self.clients.begin()
                 await self._save()
