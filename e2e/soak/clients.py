@@ -94,6 +94,11 @@ class Clients:
         self.stopping = True
         await asyncio.gather(*self._tasks)
 
+    def give_up(self) -> None:
+        """Let none end the stream that it has."""
+        for task in self._tasks:
+            task.cancel()
+
     async def _client(self, number: int) -> None:
         slow = number % _SLOW_EVERY == 0
         chance = random.Random(number)

@@ -179,8 +179,9 @@ class Driver:
                     await self._look_for_leaks()
                     self.clients.begin()
                 await self._save()
-        finally:
-            await self.clients.finish()
+        except BaseException:
+            self.clients.give_up()
+            raise
         await self._look_for_leaks()
         await self._save()
 
