@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from bench.rows import Row
 from e2e.soak import ledger
 from e2e.soak.engines import ROOT
+from e2e.soak.ledger import COUNTERS, Ledger
 
 WANTED = 1000
 WANTED_KILLS = 100
@@ -14,23 +15,31 @@ WANTED_KILLS = 100
 
 def measure() -> Iterator[Row]:
     """Return the cumulative counts of the soak over real vLLM; of none, where it never ran."""
-    found = ledger.load(ROOT / "build" / "soak.json", "vllm")
+    yield from rows(ledger.load(ROOT / "build" / "soak.json", "vllm"))
+
+
+def rows(found: Ledger) -> Iterator[Row]:
+    """Return all counts of a ledger."""
     command = "make soak"
     enough = found.interruptions >= WANTED
-    yield Row("soak/interruptions", found.interruptions, "", f">= {WANTED}", enough, command=command)
+    pace = f"{found.seconds / found.interruptions:.1f} s each" if found.interruptions else None
+    yield Row("soak/interruptions", found.interruptions, "", f">= {WANTED}", enough, pace, command)
     killed = found.sigkills >= WANTED_KILLS
     yield Row("soak/processes killed", found.sigkills, "", f">= {WANTED_KILLS}", killed, command=command)
-    beside = f"of {found.streams} streams, {found.tokens} tokens"
-    for what, value in (
-        ("requests broken", found.broken),
-        ("tokens lost", found.lost),
-        ("tokens duplicated", found.duplicated),
-        ("tokens differing", found.differing),
-        ("blocks leaked", found.leaked_blocks),
-        ("files leaked", found.leaked_files),
+    beside = f"of {found.streams} streams ({found.slow_readers} read slowly), {found.tokens} tokens"
+    for what, value, unit in (
+        ("requests broken", found.broken, ""),
+        ("tokens lost", found.lost, ""),
+        ("tokens duplicated", found.duplicated, ""),
+        ("tokens differing", found.differing, ""),
+        ("blocks leaked", found.leaked_blocks, ""),
+        ("files leaked", found.leaked_files, ""),
+        ("memory leaked", found.leaked_mib, "MiB"),
     ):
         # Nothing broken of nothing done proves nothing.
-        yield Row(f"soak/{what}", value, "", "0", value == 0 and found.streams > 0, beside, command)
-    yield Row(
-        "soak/memory leaked", found.leaked_mib, "MiB", "0", found.leaked_mib == 0 and found.streams > 0, beside, command
-    )
+        yield Row(f"soak/{what}", value, unit, "0", value == 0 and found.streams > 0, beside, command)
+    resident = f"{found.porter_rss_mib:g} MiB resident"
+    yield Row("soak/most memory of a porter", found.porter_mib, "MiB", peer=resident, command=command)
+    for name in COUNTERS:
+        for what, count in sorted(getattr(found, name).items()):
+            yield Row(f"soak/{name}: {what}", count, "", command=command)

@@ -1,4 +1,4 @@
-"""Drives the soak: starts everything, interrupts, looks for leaks while all is quiet, keeps the ledger."""
+"""Drives the soak: starts everything, interrupts, lets what was killed start beside it, keeps the ledger."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,20 +17,20 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from e2e.soak import ledger as ledgers
 from e2e.soak.clients import Clients, record
-from e2e.soak.engines import ROOT, Engine, Secrets, StubProcess, VllmEngine, as_line, held
-from e2e.soak.interruptions import End, Fault, Interruption, draw
-from e2e.soak.ledger import Growth, Ledger
+from e2e.soak.engines import ROOT, Engine, Secrets, StubProcess, VllmEngine, as_line
+from e2e.soak.firewall import Firewall
+from e2e.soak.interruptions import BETWEEN_ENGINES, End, Fault, Interruption, draw
+from e2e.soak.leaks import Leaks
+from e2e.soak.ledger import Ledger
+from e2e.soak.loads import Loads
 from e2e.soak.proxy import Mode, Proxy
 from medley.core.identity import Role
 from medley.demo.model import ensure_model
 from medley.demo.vllm_venv import ensure_venv
 from tests.router.stub_engine import TOKENIZER
 
-_QUIET_S = 120.0  # leases of exports run out, connections are closed
 _CHECK_EVERY = 25  # interruptions, until all is made quiet and looked at for leaks
-# More than this over what a process held when it was first quiet is a leak. Pools, caches and arenas fill at first.
-_MOST_FILES = 16
-_MOST_MIB = 64.0
+_IDLE_S = 35.0  # until the router and porters have closed what they kept
 _MODES = {Fault.DROP: Mode.DROP, Fault.HALF_OPEN: Mode.HALF_OPEN, Fault.THROTTLE: Mode.THROTTLE}
 
 
@@ -43,11 +43,12 @@ class Wanted:
     engines: int = 3
     streams: int = 24
     tokens: int = 300
-    kills: float = 0.15
+    kills: float = 0.1
     apart: bool = False  # each engine has a processor of its own for its model
     seed: int = 1
     state: Path = ROOT / "build" / "soak.json"
     check_every: int = _CHECK_EVERY
+    idle_s: float = _IDLE_S
     longest_notice_s: float = 15.0
     longest_fault_s: float = 7.0
     say: Callable[[str], None] = field(default=lambda line: sys.stdout.write(line + "\n"))
@@ -71,24 +72,31 @@ async def running(wanted: Wanted, folder: Path, ledger: Ledger) -> AsyncIterator
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         proxies = [await stack.enter_async_context(Proxy()) for _ in range(wanted.engines)]
-        engines = _engines(wanted, folder, secrets, proxies)
+        firewall = stack.enter_context(Firewall(ROOT)) if wanted.kind == "vllm" else None
+        if firewall is not None and firewall.obstacles:
+            why = "; ".join(f"{fault}: {words}" for fault, words in firewall.obstacles.items())
+            wanted.say(f"no such faults between engines, others are drawn: {why}")
+        engines = _engines(wanted, folder, secrets, proxies, firewall)
         for engine in engines:
             stack.callback(engine.kill)
         wanted.say(f"starting {len(engines)} engines ({wanted.kind})")
         await asyncio.gather(*(engine.start(session) for engine in engines))
         router = await stack.enter_async_context(_router(folder, secrets, engines[0], wanted))
-        driver = Driver(wanted, ledger, engines, router, session)
+        driver = Driver(wanted, ledger, engines, router, session, firewall)
+        stack.push_async_callback(driver.give_up_starting)
         driver.show()
         await driver.router_serves()
         yield driver
 
 
-def _engines(wanted: Wanted, folder: Path, secrets: Secrets, proxies: Sequence[Proxy]) -> list[Engine]:
-    if wanted.kind == "stub":
+def _engines(
+    wanted: Wanted, folder: Path, secrets: Secrets, proxies: Sequence[Proxy], firewall: Firewall | None
+) -> list[Engine]:
+    if firewall is None:
         return [StubProcess(f"e{n}", folder, proxy) for n, proxy in enumerate(proxies)]
     VllmEngine.python, VllmEngine.weights = ensure_venv(wanted.say), ensure_model(wanted.say)
     VllmEngine.secrets = secrets
-    engines = [VllmEngine(f"e{n}", folder, proxy) for n, proxy in enumerate(proxies)]
+    engines = [VllmEngine(f"e{n}", folder, proxy, firewall.address(n)) for n, proxy in enumerate(proxies)]
     if wanted.apart:
         processors = sorted(os.sched_getaffinity(0))
         for n, engine in enumerate(engines):
@@ -134,41 +142,61 @@ async def _router(folder: Path, secrets: Secrets, engine: Engine, wanted: Wanted
 class Driver:
     """One run of the soak."""
 
-    def __init__(
-        self, wanted: Wanted, ledger: Ledger, engines: list[Engine], router: Router, session: aiohttp.ClientSession
+    def __init__(  # noqa: PLR0917 - what `running` made
+        self,
+        wanted: Wanted,
+        ledger: Ledger,
+        engines: list[Engine],
+        router: Router,
+        session: aiohttp.ClientSession,
+        firewall: Firewall | None,
     ) -> None:
         self.wanted, self.ledger, self.engines, self.router, self.session = wanted, ledger, engines, router, session
         self.clients: Clients
         self.away: set[str] = set()  # replicas that routers do not see
         self.leaving: dict[str, float] = {}  # replica -> seconds of the epoch
         self.ways: str | None = None  # "carry" or "refill": what the router does where it can
+        self._firewall = firewall
+        self._starting: dict[Engine, asyncio.Task[None]] = {}
+        self._turn = 0  # whose it is to leave
+        self._leaks = Leaks(ledger)
+        self._loads = Loads(ledger, engines[0].folder)
         self._counted: Counter[tuple[str, str]] = Counter()
-        self._growth: Growth | None = None
-        self._engine_growth: dict[tuple[str, int], Growth] = {}
+        self._since = time.monotonic()  # seconds are counted from here
 
     async def record(self) -> None:
         """Learn the uninterrupted answers that clients compare with."""
         wanted, model = self.wanted, self.engines[0].model
-        wanted.say(f"recording the uninterrupted answers of {2 * wanted.streams} requests")
-        cases = await record(self.session, self.router.url, 2 * wanted.streams, wanted.tokens, model)
+        wanted.say(f"recording the uninterrupted answers of {wanted.streams} requests")
+        cases = await record(self.session, self.router.url, wanted.streams, wanted.tokens, model)
         self.clients = Clients(self.router.url, cases, self.ledger, wanted.streams)
 
     async def go_on(self) -> None:
         """Interrupt until there are enough."""
+        possible = BETWEEN_ENGINES & (frozenset() if self._firewall is None else self._firewall.possible)
         self.clients.begin()
+        self._since = time.monotonic()
         try:
             while self.ledger.interruptions < self.wanted.interruptions:
-                drawn = draw(self.ledger.interruptions, kills=self.wanted.kills, seed=self.wanted.seed)
-                await self._interrupt(drawn)
+                number, kills, seed = self.ledger.interruptions, self.wanted.kills, self.wanted.seed
+                await self._interrupt(draw(number, kills=kills, seed=seed, between_engines=possible))
                 self.ledger.interruptions += 1
-                if self.ledger.interruptions % self.wanted.check_every == 0:
+                done = self.ledger.interruptions
+                if done % self.wanted.check_every == 0 and done < self.wanted.interruptions:
                     await self._look_for_leaks()
                     self.clients.begin()
                 await self._save()
-        finally:
-            await self.clients.finish()
+        except BaseException:
+            self.clients.give_up()
+            raise
         await self._look_for_leaks()
         await self._save()
+
+    async def give_up_starting(self) -> None:
+        """Wait no more for engines that were on their way back."""
+        for task in self._starting.values():
+            task.cancel()
+        await asyncio.gather(*self._starting.values(), return_exceptions=True)
 
     def show(self) -> None:
         """Tell the router what there is."""
@@ -192,89 +220,104 @@ class Driver:
     # One interruption
 
     async def _interrupt(self, it: Interruption) -> None:
-        source = self.engines[it.number % len(self.engines)]
-        target = self.engines[(it.number + 1) % len(self.engines)]
+        source, target = await self._pair()
         notice = min(it.notice_s, self.wanted.longest_notice_s)
         self.clients.context = f"{it.number}: {notice:g} s, {it.end}, {it.fault}"
         await self._until_busy()
         self.ledger.notices[f"{it.notice_s:g}"] += 1
+        self.ledger.ends[it.end.value] += 1
         self.ledger.faults[it.fault.value] += 1
         if notice:
             self.leaving[source.replica] = time.time() + notice
             self.show()
         killed: set[Engine] = set()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._go_wrong(it, target if it.fault_on_target else source, notice))
+            group.create_task(self._go_wrong(it, source, target, notice))
             group.create_task(self._end(it, source, target, notice, killed))
-        await self._come_back(source, killed)
-        for engine in killed - {source}:
-            await self._come_back(engine, killed)
+        for engine in killed:
+            self._starting[engine] = asyncio.create_task(self._start_again(engine))
+        if source not in killed:
+            self._come_back(source)
         await asyncio.sleep(it.pause_s)
 
-    async def _go_wrong(self, it: Interruption, on: Engine, notice: float) -> None:
+    async def _pair(self) -> tuple[Engine, Engine]:
+        """Return who leaves and who is killed in its place, by turns; wait until two are there."""
+        await self._started(asyncio.sleep(0))
+        while len(ready := [each for each in self.engines if each not in self._starting]) < 2:
+            await self._started(asyncio.wait(self._starting.values(), return_when=asyncio.FIRST_COMPLETED))
+        self._turn += 1
+        order = self.engines[self._turn % len(self.engines) :] + self.engines[: self._turn % len(self.engines)]
+        source, target, *_ = [each for each in order if each in ready]
+        return source, target
+
+    async def _go_wrong(self, it: Interruption, source: Engine, target: Engine, notice: float) -> None:
         if it.fault is Fault.NONE:
             return
         await asyncio.sleep(it.fault_at * notice)
-        if it.fault is Fault.RESET:
-            on.proxy.reset()
-            return
         lasts = min(it.fault_s, self.wanted.longest_fault_s)
-        if it.fault is Fault.FREEZE:
+        on = target if it.fault_on_target else source
+        if it.fault in BETWEEN_ENGINES:
+            assert self._firewall is not None
+            self._firewall.make(it.fault, source.kv_host)  # others read there
+            await asyncio.sleep(lasts)
+            self._firewall.mend()
+        elif it.fault is Fault.RESET:
+            on.proxy.reset()
+        elif it.fault is Fault.FREEZE:
             on.freeze()
             await asyncio.sleep(lasts)
             on.thaw()
-            return
-        on.proxy.set(_MODES[it.fault])
-        await asyncio.sleep(lasts)
-        on.proxy.set(Mode.REFUSE if on.replica in self.away else Mode.PASS)
+        else:
+            on.proxy.set(_MODES[it.fault])
+            await asyncio.sleep(lasts)
+            on.proxy.set(Mode.REFUSE if on.replica in self.away else Mode.PASS)
 
     async def _end(self, it: Interruption, source: Engine, target: Engine, notice: float, killed: set[Engine]) -> None:
-        first = it.end_at * notice if it.end is not End.CUT else notice
-        await asyncio.sleep(first)
-        if it.end is not End.CUT:
+        async def kill(at_s: float) -> None:
+            await asyncio.sleep(at_s)
             victim = target if it.end is End.TARGET_KILL else source
             victim.kill()
             killed.add(victim)
             self.ledger.sigkills += 1
-            await asyncio.sleep(notice - first)
-        gone = {source, *killed}
-        for engine in gone:
+
+        async def gone(engine: Engine, at_s: float) -> None:
+            await asyncio.sleep(at_s)
             engine.proxy.set(Mode.REFUSE)
             self.away.add(engine.replica)
-        await asyncio.sleep(it.late_s)  # a watch tells later than the connections do
-        for engine in gone:
+            await asyncio.sleep(it.late_s)  # a watch tells later than the connections do
             self.leaving.pop(engine.replica, None)
-        self.show()
+            self.show()
 
-    async def _come_back(self, engine: Engine, killed: set[Engine]) -> None:
-        """Let it be a new replica: of a new process, or of the same one once it holds nothing of before."""
-        if engine in killed:
-            await engine.start(self.session)
-        else:
-            await self._gives_back(engine)
+        kill_at_s = it.kill_at_s(notice)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(gone(source, notice))
+            if kill_at_s is not None:
+                group.create_task(kill(kill_at_s))
+            if it.end is End.TARGET_KILL and kill_at_s is not None:
+                group.create_task(gone(target, max(notice, kill_at_s)))
+
+    async def _start_again(self, engine: Engine) -> None:
+        await engine.start(self.session)
+        self._come_back(engine)
+
+    async def _started(self, waiting: Awaitable[object]) -> None:
+        """Wait, then forget who is back since; that one could not be started is raised here."""
+        await waiting
+        for engine in [each for each, task in self._starting.items() if task.done()]:
+            await self._starting.pop(engine)
+
+    def _come_back(self, engine: Engine) -> None:
+        """Let it be a new replica. What it still holds of before is looked at when all is quiet."""
         self.away.discard(engine.replica)
         engine.life += 1
         engine.proxy.set(Mode.PASS)
         self.show()
 
-    async def _gives_back(self, engine: Engine) -> None:
-        """Wait until every block is free again; what is not by then is leaked."""
-        state, ends = None, time.monotonic() + _QUIET_S
-        while time.monotonic() < ends:
-            state = await engine.state(self.session)
-            if state is not None and state.exports == 0 and state.free_blocks == engine.free_blocks:
-                return
-            if engine.free_blocks is None:
-                return
-            await asyncio.sleep(0.2)
-        leaked = 1 if state is None else max((engine.free_blocks or 0) - state.free_blocks, 1)
-        self.ledger.leaked_blocks += leaked
-        self.ledger.failed(f"{self.clients.context}: {engine.name} kept {leaked} blocks: {state}")
-
     async def _until_busy(self) -> None:
-        """Wait until most clients have a stream under way."""
+        """Wait until most clients have a stream under way, and tokens came since the last time: streams get on."""
+        before, clients = self.clients.received, self.clients
         for _ in range(600):
-            if self.clients.under_way * 2 >= self.clients.number:
+            if clients.under_way * 2 >= clients.number and clients.received - before >= clients.number:
                 return
             await asyncio.sleep(0.05)
 
@@ -283,30 +326,9 @@ class Driver:
     async def _look_for_leaks(self) -> None:
         self.wanted.say("waiting until all is quiet")
         await self.clients.finish()
-        for engine in self.engines:
-            await self._gives_back(engine)
-        await asyncio.sleep(35 if self.wanted.check_every >= _CHECK_EVERY else 1)  # the router's idle connections end
-        mib, files = held(self.router.process.pid)
-        if self._growth is None:
-            self._growth = Growth(mib, mib, files, files)
-            self.ledger.router.append(self._growth)
-        self._growth.last_mib, self._growth.last_files = mib, files
-        self._judge("the router", self._growth)
-        for engine in self.engines:
-            mib, files = engine.held()
-            growth = self._engine_growth.setdefault((engine.name, engine.starts), Growth(mib, mib, files, files))
-            growth.last_mib, growth.last_files = mib, files
-            self._judge(engine.name, growth)
-
-    def _judge(self, who: str, growth: Growth) -> None:
-        files = growth.last_files - growth.first_files - _MOST_FILES
-        mib = growth.last_mib - growth.first_mib - _MOST_MIB
-        if files > 0:
-            self.ledger.leaked_files = max(self.ledger.leaked_files, files)
-            self.ledger.failed(f"{self.clients.context}: {who} has more files open: {growth}")
-        if mib > 0:
-            self.ledger.leaked_mib = max(self.ledger.leaked_mib, round(mib, 1))
-            self.ledger.failed(f"{self.clients.context}: {who} has grown: {growth}")
+        if self._starting:
+            await self._started(asyncio.wait(self._starting.values()))
+        await self._leaks.look(self.session, self.router.process.pid, self.engines, self.wanted.idle_s)
 
     async def _save(self) -> None:
         async with self.session.get(self.router.url + "/metrics") as answer:
@@ -320,10 +342,15 @@ class Driver:
                     key = (name, str(sorted(sample.labels.items())))
                     into[sample.labels.get(label, "all")] += round(sample.value) - self._counted[key]
                     self._counted[key] = round(sample.value)
+        self._loads.read()
+        now = time.monotonic()
+        self.ledger.seconds += now - self._since
+        self._since = now
         ledgers.save(self.wanted.state, self.wanted.kind, self.ledger)
         found = self.ledger
         self.wanted.say(
-            f"{found.interruptions} interruptions ({found.sigkills} SIGKILLs), {found.streams} streams, "
+            f"{found.interruptions} interruptions ({found.sigkills} SIGKILLs) in {found.seconds:.0f} s, "
+            f"{found.streams} streams, "
             f"{found.tokens} tokens: {found.broken} broken, {found.lost} lost, {found.duplicated} duplicated, "
             f"{found.differing} differing"
         )

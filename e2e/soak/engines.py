@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 import psutil
 
+from e2e.soak.held import Held, family, held
 from e2e.soak.proxy import Proxy
 from medley.core.identity import Role, dns_name
 from medley.demo.processes import free_port
@@ -53,8 +54,9 @@ class Engine(ABC):
     scheme = "http"
     model = MODEL
 
-    def __init__(self, name: str, folder: Path, proxy: Proxy) -> None:
-        self.name, self.folder, self.proxy = name, folder, proxy
+    def __init__(self, name: str, folder: Path, proxy: Proxy, kv_host: str = "127.0.0.1") -> None:
+        """`kv_host`: the address of its own at which other engines read its blocks, where the engine has any."""
+        self.name, self.folder, self.proxy, self.kv_host = name, folder, proxy, kv_host
         self.life = 0  # of the replica that routers see: a new one after each departure
         self.starts = 0
         self._started: Started | None = None
@@ -115,9 +117,9 @@ class Engine(ABC):
         except (aiohttp.ClientError, TimeoutError):
             return None
 
-    def held(self) -> tuple[float, int]:
-        """Return resident MiB and open files of all its processes."""
-        return held(self._started.popen.pid) if self._started is not None else (0.0, 0)
+    def held(self) -> Held:
+        """Return what all its processes hold, porters too."""
+        return held(self._started.popen.pid) if self._started is not None else Held()
 
     def tail(self) -> str:
         """Return the end of its log."""
@@ -147,7 +149,7 @@ class Engine(ABC):
         if self._started is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._started.popen.pid, number)
-            for child in _family(self._started.popen.pid)[1:]:  # vLLM has a group of its own
+            for child in family(self._started.popen.pid)[1:]:  # vLLM has a group of its own
                 with suppress(psutil.NoSuchProcess):
                     child.send_signal(number)
 
@@ -189,12 +191,12 @@ class VllmEngine(Engine):
 
     def kill(self) -> None:
         # The supervisor's death leaves vLLM alive, as no machine's end would.
-        family = [] if self._started is None else _family(self._started.popen.pid)
+        processes = [] if self._started is None else family(self._started.popen.pid)
         super().kill()
-        for each in family:
+        for each in processes:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
-        psutil.wait_procs(family, timeout=10)
+        psutil.wait_procs(processes, timeout=10)
 
     def _start(self, log: Path) -> Started:
         port, control, status = free_port(), free_port(), free_port()
@@ -203,7 +205,7 @@ class VllmEngine(Engine):
             "PYTHONPATH": str(ROOT / "operator"),
             "MEDLEY_KEY_FILE": str(self.secrets.key_file),
             "MEDLEY_TLS_DIR": str(self.secrets.folders[Role.ENGINE]),
-            "MEDLEY_KV_HOST": "127.0.0.1",
+            "MEDLEY_KV_HOST": self.kv_host,
             "MEDLEY_MIGRATION": "Live",
             "MEDLEY_BIND_HOST": "127.0.0.1",
             "MEDLEY_ENGINE_PORT": str(port),
@@ -273,24 +275,6 @@ def spawned(command: Sequence[str], log: Path, environment: Mapping[str, str]) -
             stderr=subprocess.STDOUT,
             process_group=0,
         )
-
-
-def held(pid: int) -> tuple[float, int]:
-    """Return resident MiB and open files of a process and its children."""
-    mib, files = 0.0, 0
-    for each in _family(pid):
-        with suppress(psutil.NoSuchProcess):
-            mib += each.memory_info().rss / 2**20
-            files += each.num_fds()
-    return mib, files
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        leader = psutil.Process(pid)
-        return [leader, *leader.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
 
 
 def as_line(engines: Sequence[tuple[Engine, float | None]], ways: str | None = None) -> bytes:

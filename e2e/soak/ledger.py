@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_FAILURES = 50  # kept in words; all are counted
+COUNTERS = ("notices", "ends", "faults", "departures", "resumes", "loads")
 
 
 @dataclass(slots=True)
@@ -26,7 +27,9 @@ class Ledger:
     """Cumulative counts of one kind of engine."""
 
     interruptions: int = 0
+    seconds: float = 0.0  # that they took, quiet times and starts between them included
     notices: Counter[str] = field(default_factory=Counter)  # seconds of notice -> how often
+    ends: Counter[str] = field(default_factory=Counter)  # cut, kill, target-kill
     faults: Counter[str] = field(default_factory=Counter)  # what else went wrong meanwhile
     sigkills: int = 0
     streams: int = 0  # that ended
@@ -38,9 +41,12 @@ class Ledger:
     differing: int = 0
     departures: Counter[str] = field(default_factory=Counter)  # finished, carried, refilled
     resumes: Counter[str] = field(default_factory=Counter)  # by cause
+    loads: Counter[str] = field(default_factory=Counter)  # of blocks, by engines: carried, or why they were computed
     leaked_blocks: int = 0
     leaked_files: int = 0
     leaked_mib: float = 0.0
+    porter_mib: float = 0.0  # the most that one held of its own, when all was quiet
+    porter_rss_mib: float = 0.0  # the most that was resident of one
     router: list[Growth] = field(default_factory=list)  # one of each run
     failures: list[str] = field(default_factory=list)
 
@@ -86,7 +92,7 @@ def load(path: Path, kind: str) -> Ledger:
     if not path.exists():
         return Ledger()
     kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")).get(kind, {})
-    for name in ("notices", "faults", "departures", "resumes"):
+    for name in COUNTERS:
         kept[name] = Counter(kept.get(name, {}))
     kept["router"] = [Growth(**each) for each in kept.get("router", ())]
     return Ledger(**kept)

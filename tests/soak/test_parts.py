@@ -1,13 +1,18 @@
 """What the soak counts and draws, and how its proxy misbehaves."""
 
 import asyncio
+import os
 from contextlib import asynccontextmanager
 
 import pytest
 
-from e2e.soak.interruptions import NOTICES_S, End, Fault, draw
+from bench.soak import rows
+from e2e.soak.held import counted_mib, held
+from e2e.soak.interruptions import AFTER_THE_CUT_S, BETWEEN_ENGINES, NOTICES_S, End, Fault, draw
 from e2e.soak.ledger import Difference, Growth, Ledger, difference, load, save
+from e2e.soak.loads import Loads
 from e2e.soak.proxy import Mode, Proxy
+from medley.engine.kv.connections import STALL_S
 
 
 @pytest.mark.parametrize(
@@ -44,6 +49,19 @@ def test_counts_survive_a_restart_and_kinds_stay_apart(tmp_path):
     assert not load(path, "vllm").clean
 
 
+def test_a_bench_shows_every_count_and_no_run_proves_nothing():
+    ledger = Ledger(interruptions=1000, seconds=9000, sigkills=120, streams=9, broken=1)
+    ledger.faults.update({"kv-drop": 57, "none": 943})
+    ledger.loads["carried"] = 5
+    shown = {each.name: (each.value, each.met) for each in rows(ledger)}
+    assert shown["soak/interruptions"] == (1000, True)
+    assert shown["soak/requests broken"] == (1, False)
+    assert shown["soak/tokens lost"] == (0, True)
+    assert shown["soak/faults: kv-drop"] == (57, None)
+    assert shown["soak/loads: carried"] == (5, None)
+    assert {each.met for each in rows(Ledger())} == {False, None}
+
+
 def test_only_so_many_failures_are_kept_in_words():
     ledger = Ledger()
     for number in range(100):
@@ -52,12 +70,58 @@ def test_only_so_many_failures_are_kept_in_words():
 
 
 def test_a_thousand_interruptions_are_the_same_each_time_and_have_everything_in_them():
-    drawn = [draw(number, kills=0.15) for number in range(1000)]
-    assert drawn == [draw(number, kills=0.15) for number in range(1000)]
+    drawn = [draw(number, kills=0.1) for number in range(1000)]
+    assert drawn == [draw(number, kills=0.1) for number in range(1000)]
     assert {each.notice_s for each in drawn} == set(NOTICES_S)
     assert {each.end for each in drawn} == set(End)
     assert {each.fault for each in drawn} == set(Fault)
-    assert 100 <= sum(each.end is not End.CUT for each in drawn) <= 200
+    assert 100 <= sum(each.end is not End.CUT for each in drawn) <= 150
+    silent = {Fault.KV_DROP, Fault.KV_HALF_OPEN}
+    assert sum(each.fault in silent and each.fault_s > STALL_S for each in drawn) >= 20
+
+
+def test_faults_between_engines_are_drawn_only_where_blocks_are_read_and_rules_can_be_made():
+    drawn = [draw(number, kills=0.1, between_engines={Fault.KV_RESET}) for number in range(1000)]
+    assert {each.fault for each in drawn} == set(Fault) - BETWEEN_ENGINES | {Fault.KV_RESET}
+    assert all(each.notice_s > 0 for each in drawn if each.fault in BETWEEN_ENGINES)
+
+
+def test_a_process_is_killed_within_the_move_it_belongs_to():
+    drawn = [draw(number, kills=0.1) for number in range(1000)]
+    for each in drawn:
+        at_s = each.kill_at_s(each.notice_s)
+        assert (at_s is None) == (each.end is End.CUT)
+        if at_s is not None:
+            assert 0 <= at_s <= each.notice_s + (AFTER_THE_CUT_S if each.end is End.TARGET_KILL else 0)
+
+
+def test_loads_are_counted_once_and_reasons_that_differ_in_a_number_are_one(tmp_path):
+    log, ledger = tmp_path / "e0-1.log", Ledger()
+    counted = Loads(ledger, tmp_path)
+    log.write_text("INFO medley: carried ab-1: 1.60 MB in 11.0 ms\nWARNING medley: ab-2 is computed, not carried: ti")
+    counted.read()
+    assert ledger.loads == {"carried": 1}
+    with log.open("a") as more:
+        more.write(
+            "med out\nx medley: c is computed, not carried: 5 of 7\nx medley: d is computed, not carried: 6 of 7\n"
+        )
+    counted.read()
+    counted.read()
+    assert ledger.loads == {"carried": 1, "computed: timed out": 1, "computed: # of #": 2}
+
+
+def test_memory_is_what_a_process_has_itself_and_its_part_of_what_it_shares():
+    rollup = (
+        "55d0-7ffd ---p 00000000 00:00 0 [rollup]\nRss: 46128 kB\nPss: 25775 kB\nPss_Anon: 20016 kB\nPss_File: 639 kB\n"
+    )
+    assert counted_mib(rollup + "Pss_Shmem: 5120 kB\n") == (20016 + 5120) / 1024
+
+
+def test_a_process_holds_memory_and_files_and_is_no_porter():
+    found = held(os.getpid())
+    assert found.mib > 1
+    assert found.files > 2
+    assert (found.porter_mib, found.porter_rss_mib) == (0, 0)
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ async def test_no_token_is_lost_doubled_or_changed_and_nothing_leaks(tmp_path):
     (tmp_path / "logs").mkdir()
     wanted = Wanted(
         interruptions=6, streams=8, tokens=100, kills=0.5, state=tmp_path / "soak.json", check_every=6,
-        longest_notice_s=1.0, longest_fault_s=1.5, say=lambda line: None,
+        longest_notice_s=1.0, longest_fault_s=1.5, idle_s=1.0, say=lambda line: None,
     )  # fmt: skip
     ledger = await soak(wanted, tmp_path / "logs")
     assert ledger.failures == []

@@ -13,10 +13,10 @@ import pytest
 
 from medley.core.identity import TLS_FOLDER_VARIABLE, Role
 from medley.engine.kv.blocks import HostBlocks
-from medley.engine.kv.channels import PART_BYTES
+from medley.engine.kv.channels import PART_BYTES, Errand, Part
 from medley.engine.kv.errands import Errands
 from medley.engine.kv.layout import Geometry, Shard
-from medley.engine.kv.messages import slice_bytes
+from medley.engine.kv.messages import Answer, PinQuery, parse_answer, slice_bytes
 from medley.engine.kv.puller import Load, Puller
 from medley.engine.kv.server import Holder, Payload, block_answers, pin_answers
 from medley.testing.certificates import Issuer
@@ -116,6 +116,42 @@ def test_a_load_that_nobody_wants_any_more_ends(engines):
     assert ended[0].fault == "the request is over"
     going_on.set()
     silent.close()
+
+
+def test_a_way_that_breaks_between_two_parts_leaves_the_conversation_in_order(engines):
+    _, target, *_ = engines
+
+    def breaks(question):
+        def pieces():
+            yield memoryview(bytes(PART_BYTES))
+            raise ConnectionError("the cable is cut")
+
+        return Payload(2 * PART_BYTES, pieces())
+
+    source = Errands(HOST, breaks)
+    errand = Errand(host=HOST, port=source.port, question=PinQuery(export_id=EXPORT), expected=2 * PART_BYTES)
+    with target._channels.lent() as channel:
+        for _ in range(2):  # the second is understood, too
+            channel.send(errand)
+            assert parse_answer(channel.receive()) == Answer(ok=True, bytes_total=2 * PART_BYTES)
+            assert Part.model_validate_json(channel.receive()).size == PART_BYTES
+            channel.send(Part())
+            assert "closed" in Part.model_validate_json(channel.receive()).fault
+    source.close()
+
+
+@pytest.mark.parametrize("aside", [True, False])
+def test_a_porter_leaves_a_bound_model_its_processor(engines, aside):
+    everywhere = os.sched_getaffinity(0)
+    bound = {min(everywhere)}
+    os.sched_setaffinity(0, bound)
+    try:
+        porter = Errands(HOST, lambda _: Answer(ok=False, reason="nothing is given"), aside=aside)
+        found = os.sched_getaffinity(porter.process_id)
+    finally:
+        os.sched_setaffinity(0, everywhere)
+    porter.close()
+    assert found == ((everywhere - bound or bound) if aside else bound)
 
 
 def test_a_porter_that_dies_is_replaced(engines):

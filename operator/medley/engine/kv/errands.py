@@ -36,8 +36,11 @@ _AGAIN_S: Final = 1.0  # until a porter that ended is started anew
 class Errands:
     """One worker's porter, started again if it ends."""
 
-    def __init__(self, host: str, answer: Callable[[ReadRequest | PinQuery], Answer | Payload]) -> None:
-        self._answer = answer
+    def __init__(
+        self, host: str, answer: Callable[[ReadRequest | PinQuery], Answer | Payload], *, aside: bool = False
+    ) -> None:
+        """Start the porter; `aside`: on processors that this thread is not bound to, where there are others."""
+        self._answer, self._aside = answer, aside
         self._staging = Staging()
         self._listening = socket.create_server((host, 0), backlog=128)
         self.port: int = self._listening.getsockname()[1]
@@ -108,6 +111,8 @@ class Errands:
                 # vLLM's plugins and thread bindings are the worker's.
                 env={name: value for name, value in os.environ.items() if name not in {"LD_PRELOAD", "VLLM_PLUGINS"}},
             )
+        if self._aside:
+            _step_aside(process.pid)
         return Channels(ours, self._give), process
 
     def _keep(self) -> None:
@@ -150,6 +155,17 @@ class Errands:
         part = Part.model_validate_json(self._said(channel, check, Part))
         if heed and part.fault:
             raise ProtocolError(part.fault)
+
+
+def _step_aside(process: int) -> None:
+    """Move a process off the processors of this thread, which binds itself where its model runs."""
+    others = set(range(os.cpu_count() or 1)) - os.sched_getaffinity(0)
+    if not others:
+        return
+    try:
+        os.sched_setaffinity(process, others)
+    except OSError as error:  # the others are not this container's, or the process is over already
+        _LOG.info("medley: blocks are carried on the model's own processors: %s", error)
 
 
 class _Pieces:

@@ -103,7 +103,12 @@ class Porter:
             told = 0
             while left:
                 part = Part(at=filling.at, size=min(left, PART_BYTES))
-                connection.fill_pieces([self._staging.part(part)], lambda: None)
+                try:
+                    connection.fill_pieces([self._staging.part(part)], lambda: None)
+                except OSError:
+                    if told:  # the worker's word about the part before is no errand
+                        _heard(channel)
+                    raise
                 left -= part.size
                 if told:  # the other part is free when the worker says so
                     _heard(channel)
