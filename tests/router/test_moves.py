@@ -210,9 +210,9 @@ async def test_a_source_that_vanishes_after_its_export_costs_a_prefill(tokenizer
     assert list(engines[1].computed.values())[-1] <= FIRST + TOKENS
 
 
-async def test_a_client_that_leaves_in_mid_move_leaves_nothing_pinned(tokenizer_file, monkeypatch):
-    monkeypatch.setattr("medley.router.mover.LEASE_SECONDS", 2.0)
-    engines = [source(), engine(faults=deque([Fault("no-answer")]))]
+async def test_a_client_that_leaves_in_mid_move_ends_the_copy_and_leaves_nothing_pinned(tokenizer_file, monkeypatch):
+    monkeypatch.setattr("medley.router.mover.LEASE_SECONDS", 600.0)  # nothing is waited for
+    engines = [source(), engine(faults=deque([Fault("silence")]))]
     async with staged(engines[:1], tokenizer_file, rest=engines[1:]) as stage:
         await until(lambda: "e0" in stage.kept.fleet.knowledge.states)
         asked = asyncio.create_task(stream(stage.url, prompt=PROMPT, max_tokens=3000))
@@ -223,7 +223,9 @@ async def test_a_client_that_leaves_in_mid_move_leaves_nothing_pinned(tokenizer_
         leave(stage, "e0", 5.0)
         await until(lambda: PINNED)
         asked.cancel()
-        await until(lambda: not engines[0].running_requests and not PINNED)
+        await until(lambda: not engines[0].running_requests and not PINNED and engines[1].vanished == 1)
+        found = await metrics(stage)
+    assert [found[f'medley_router_copies_total{{outcome="{each}"}}'] for each in ("done", "failed")] == [0, 0]
 
 
 async def test_two_routers_side_by_side_each_move_their_own(tokenizer_file):

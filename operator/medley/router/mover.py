@@ -85,9 +85,11 @@ class Mover:
             if worth_it and not refreshed and (due or now >= way.copy_at):
                 refreshed = due
                 try:
-                    async with turn:
+                    async with turn, _until(move.ended):
                         await self._copy(attempt, move, history, target)
                 except (EngineError, TimeoutError) as error:
+                    if move.ended.is_set():  # there is nothing to carry any more
+                        return
                     failed += 1
                     self._metrics.copied(done=False)
                     logger.info("copying a stream of %s to %s ahead: %s", source.name, target.name, error)
@@ -178,6 +180,22 @@ class Mover:
         except (EngineError, TimeoutError) as error:
             # Its lease runs out.
             logger.info("releasing an export of %s: %s", source.name, error)
+
+
+@asynccontextmanager
+async def _until(event: asyncio.Event) -> AsyncIterator[None]:
+    """End the block with a `TimeoutError` when an event comes."""
+
+    async def end() -> None:
+        await event.wait()
+        scope.reschedule(asyncio.get_running_loop().time())
+
+    async with asyncio.timeout(None) as scope:
+        ending = asyncio.create_task(end())
+        try:
+            yield
+        finally:
+            ending.cancel()
 
 
 async def _arrives(history: History, length: int) -> None:
