@@ -51,7 +51,10 @@ def bandwidth() -> tuple[float, float]:
 
 
 async def slowdown(driver: Driver, prompt: str, **more: object) -> tuple[float, float, int]:
-    """Return the mean seconds between tokens of an engine alone, and while its blocks are read; and bytes read."""
+    """Return the mean seconds between tokens of an engine alone, and while its blocks are read; and bytes read.
+
+    Who reads keeps off the engine's processor: it would be on another machine.
+    """
     engine, other = driver.engines
     driver.away = {other.replica}
     driver.show()
@@ -90,7 +93,8 @@ async def _read_again_and_again(driver: Driver, engine: Engine, ended: asyncio.E
     assert isinstance(engine, VllmEngine)
     assert engine.api is not None
     folder = engine.secrets.folders[Role.ENGINE]
-    with _environment({TLS_FOLDER_VARIABLE: str(folder), "MEDLEY_KV_HOST": _HOST}):
+    elsewhere = os.sched_getaffinity(0) - {int(engine.threads)}
+    with _environment({TLS_FOLDER_VARIABLE: str(folder), "MEDLEY_KV_HOST": _HOST}), _bound_to(elsewhere):
         errands = Errands(_HOST, lambda _: (_ for _ in ()).throw(OSError("this one gives nothing")))
     puller: Puller | None = None
     served = 0
@@ -99,10 +103,9 @@ async def _read_again_and_again(driver: Driver, engine: Engine, ended: asyncio.E
             asked = {"requests": None, "keep_running": True, "lease_s": 30.0}
             async with driver.session.post(engine.api + EXPORT_PATH, json=asked, **engine.access()) as answer:
                 (ticket,) = Exported.model_validate_json(await answer.read()).tickets
-            if puller is None:
-                puller = Puller(_like(ticket), errands)
             load = Load("bench", ticket, 0, tuple(range(len(ticket.blocks))), 60.0)
-            served += await asyncio.to_thread(_loaded, puller, load)
+            puller = puller or Puller(_like(ticket), errands)
+            served += await asyncio.to_thread(_loaded_on, elsewhere, puller, load)
             body = {"exports": [ticket.export_id]}
             async with driver.session.post(engine.api + RELEASE_PATH, json=body, **engine.access()) as answer:
                 await answer.read()
@@ -215,6 +218,22 @@ def _plain(folder: Path, size: int) -> Iterator[Callable[[], float]]:
 
             yield once
             receiver.stdin.close()
+
+
+@contextmanager
+def _bound_to(processors: set[int]) -> Iterator[None]:
+    """Bind this thread, and what is started from it in the block; to nothing, if there is no processor left."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, processors or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _loaded_on(processors: set[int], puller: Puller, load: Load) -> int:
+    with _bound_to(processors):  # the puller's threads, too: they are started from here
+        return _loaded(puller, load)
 
 
 @contextmanager
