@@ -26,6 +26,7 @@ ARGS = (
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
     "MEDLEY_STALL_LIMIT": "60",  # other engines may run on this machine
     "MEDLEY_GRACE": "120",

@@ -69,8 +69,14 @@ def ensure_venv(progress: Callable[[str], None] = lambda _: None) -> Path:
 
 
 def engine_environment(threads: str = "nobind", kv_cache_gib: int = 1) -> dict[str, str]:
-    """Return the environment of an engine on the CPU: no telemetry, no network, the memory of its KV cache."""
+    """Return the environment of an engine on the CPU: no telemetry, no network, the memory of its KV cache.
+
+    Unbound, an engine's model runs in one thread: several wait for each other by spinning, and where engines share
+    processors they spin for one that has none. Three models of the tests' size on two processors make five times as
+    many steps so, or more.
+    """
     return {
+        "OMP_NUM_THREADS": "1",  # with bound threads vLLM says itself how many
         **os.environ,
         "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": threads,
