@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +38,8 @@ ROUNDS = 12
 _REACH, _FURTHER, _NEARER = 0.02, 2.0, 0.5
 # Rounds without any plan that was not known end the search.
 _IDLE = 2
+# Services that are priced side by side: the solver lets other threads run, and takes up to 100 MB for each.
+_AT_ONCE = 2
 
 Numbers = NDArray[np.float64]
 
@@ -187,10 +190,13 @@ class _Search:
 
         `rough`: only as near to the cheapest as is wanted of all together.
         """
-        plans = [
-            self._never[place] if place in self._never else self._solved(place, prices, self.limits, rough=rough)
-            for place in range(len(self.sharers))
-        ]
+
+        def cheapest(place: int) -> Plan:
+            known = self._never.get(place)
+            return known if known is not None else self._solved(place, prices, self.limits, rough=rough)
+
+        with ThreadPoolExecutor(_AT_ONCE) as threads:  # each looks at what is known of its own service alone
+            plans = list(threads.map(cheapest, range(len(self.sharers))))
         low = math.fsum(
             plan.answer.bound if isinstance(plan.answer, Allocation) else plan.usd_per_hour + float(prices @ plan.takes)
             for plan in plans
