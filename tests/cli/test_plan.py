@@ -107,7 +107,7 @@ def test_without_profiles_the_remedy_is_to_write_one(files):
     model = "meta-llama/Llama-3.1-8B-Instruct"
     assert result.exit_code == 2
     assert result.stdout.splitlines()[:4] == [
-        f"chat: {model}, 1 requests/s, TTFT ≤ 2,000 ms and TPOT ≤ 100 ms for 99 % of requests",
+        f"minimal: {model}, 1 requests/s, TTFT ≤ 2,000 ms and TPOT ≤ 100 ms for 99 % of requests",
         "cannot be met: 1 requests/s stay unserved",
         (
             f"  PerformanceProfile: write a PerformanceProfile, measured or estimated, of {model} on class a10g, h100, l4 or "
