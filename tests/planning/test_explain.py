@@ -211,6 +211,21 @@ def test_of_a_used_class_markets_and_zones_are_explained():
     )
 
 
+def test_a_zone_that_is_cheaper_may_be_outweighed():
+    # Three replicas; interrupted once an hour each, those in the first zone cost more than they save.
+    cheap = NodeOffer(SPOT, "zone-a", 0.30, None, interruptions_per_node_hour=1.0)
+    l4 = gpu("l4", cheap, sold(0.31, SPOT, "zone-b"))
+    assert said(service(), [l4], [L4_PROFILE]) == (
+        NotUsed(
+            "l4",
+            SPOT,
+            "zone-a",
+            Why.NOT_NEEDED,
+            "outweighed: 0.30 USD/h a node, 0.31 in zone-b, but spread, losses or interruptions speak for that",
+        ),
+    )
+
+
 def test_what_is_not_to_be_had_for_now_says_so():
     l4 = gpu("l4", sold(0.7), sold(0.3, SPOT))
     withheld = ((key("l4", SPOT), 0, "no spot capacity"),)

@@ -236,7 +236,7 @@ def _zone(question: Question, each: AcceleratorClass, offer: NodeOffer, used: Ma
         message = f"dearer: {price}, {lowest:.2f} in {where}"
         return NotUsed(each.name, offer.market, offer.zone, Why.DEARER, message, lowest)
     if offer.usd_per_node_hour < lowest:
-        message = f"no gain: {price}, {lowest:.2f} in {where}, but spread, losses or interruptions speak for that"
+        message = f"outweighed: {price}, {lowest:.2f} in {where}, but spread, losses or interruptions speak for that"
     else:
         message = f"no gain: {price}, as in {where}"
     return NotUsed(each.name, offer.market, offer.zone, Why.NOT_NEEDED, message)
