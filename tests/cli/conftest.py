@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import Result
 
 SERVICE = """
 apiVersion: medley.dev/v1alpha1
@@ -53,6 +54,11 @@ def catalogue(nodes: str = KARPENTER) -> str:
 
 def existing(market: str) -> str:
     return f"{{existing: {{nodeSelector: {{gpu: l4}}, market: {market}}}}}"
+
+
+def aside(result: Result) -> str:
+    """Return what was said beside the answer, in one line whatever the width."""
+    return " ".join(result.stderr.split())
 
 
 def _written(path: Path, usd_per_hour: str) -> str:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from medley.cli import main
 from medley.core import names
+from tests.cli.conftest import aside
 
 SERVICES = "/apis/medley.dev/v1alpha1/namespaces/default/llmservices/chat"
 CLASSES = "/apis/medley.dev/v1alpha1/acceleratorclasses"
@@ -172,7 +173,7 @@ def test_others_that_may_not_be_read_are_said_to_be_unknown(paid, tmp_path, obje
     with cluster(tmp_path, objects | {ALL_PODS: 403}) as kubeconfig:
         result = ran(kubeconfig, "-f", paid)
     assert result.exit_code == 0
-    assert "what other services take of nodes and Budgets is not known, so this is planned as if alone" in result.stderr
+    assert "what other services take of nodes and Budgets is not known, so this is planned as if alone" in aside(result)
 
 
 def test_what_routers_measured_is_planned_for_as_the_operator_does(manifests, tmp_path, objects):
@@ -191,7 +192,7 @@ def test_what_routers_measured_is_planned_for_as_the_operator_does(manifests, tm
     # One replica carries 1.7 requests/s of 2.
     assert [each["change"] for each in json.loads(result.stdout)["replicas"]] == ["stays", "removed"]
     told = "planned for 1.5 requests/s by what routers measured, as in status.workload; a --trace takes its place"
-    assert told in result.stderr
+    assert told in aside(result)
 
 
 def test_the_table_for_people(manifests, tmp_path, objects):
@@ -227,7 +228,7 @@ def test_the_clusters_catalogue_stands_in_for_one_that_no_file_has(manifests, tm
     with cluster(tmp_path, objects) as kubeconfig:
         result = ran(kubeconfig, "-f", str(alone))
     assert "0.30 USD/h" in result.stdout
-    assert "warning: AcceleratorClass odd is left out: " in result.stderr
+    assert "warning: AcceleratorClass odd is left out: " in aside(result)
 
 
 def test_a_replica_without_a_price_makes_no_sum(manifests, tmp_path, objects):

@@ -22,7 +22,7 @@ def test_a_plan_that_is_met(manifests):
     assert found["notUsed"] == [
         {
             "class": "l4", "market": "on-demand", "zone": None, "why": "Dearer",
-            "message": "dearer: costs 0.70 USD per node-hour, would have to cost at most 0.28",
+            "message": "dearer: 0.70 USD/h a node; what is used serves as much for 0.28",
             "usdPerNodeHour": found["notUsed"][0]["usdPerNodeHour"],
         }
     ]  # fmt: skip

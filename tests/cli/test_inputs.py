@@ -13,6 +13,7 @@ from medley.cli import main
 from medley.cli.inputs import Options, overlaid
 from medley.cli.manifests import read
 from medley.core.service import WorkloadSource
+from tests.cli.conftest import aside
 
 
 def ran(*arguments: str):
@@ -64,7 +65,7 @@ def test_the_trace_takes_the_place_of_what_routers_measured(manifests, tmp_path)
 
 
 def test_what_the_trace_says_is_told_beside_the_plan(manifests, tmp_path):
-    told = ran("-f", manifests, "--trace", trace(tmp_path, 2)).stderr
+    told = aside(ran("-f", manifests, "--trace", trace(tmp_path, 2)))
     assert "242 requests in 2 min; requests/s over windows of 60 s: mean 2, p50 2" in told
     assert "planned for: p95" in told
     assert "burstiness (Poisson arrivals: 1): squared variation of gaps 0" in told
@@ -74,18 +75,18 @@ def test_a_trace_without_times_leaves_the_rate(manifests, tmp_path):
     path = tmp_path / "sizes.csv"
     path.write_text("num_prefill_tokens,num_decode_tokens\n50,50\n20000,50\n")
     result = ran("-f", manifests, "--trace", str(path))
-    assert "warning:" in result.stderr
-    assert "2 requests without times: sizes are taken from it, the rate stays the 4 requests/s" in result.stderr
-    assert "1 requests (50.0%) are larger than the largest size of the grid" in result.stderr
+    assert "warning:" in aside(result)
+    assert "2 requests without times: sizes are taken from it, the rate stays the 4 requests/s" in aside(result)
+    assert "1 requests (50.0%) are larger than the largest size of the grid" in aside(result)
 
 
 def test_prices_take_the_place_of_the_catalogues_and_old_ones_are_told(manifests, tmp_path):
     result = ran("-f", manifests, "--prices", history(tmp_path), "-o", "json")
     assert json.loads(result.stdout)["usdPerHour"] == "0.42"
-    assert "note: l4 spot us-east-1a: 0.14 USD per node-hour instead of 0.28" in result.stderr
-    assert "AWS spot, last: prices are" in result.stderr
-    assert "save them again, or say --stale-after if they still hold" in result.stderr
-    assert "are days old" not in ran("-f", manifests, "--prices", history(tmp_path), "--stale-after", "100000").stderr
+    assert "note: l4 spot us-east-1a: 0.14 USD per node-hour instead of 0.28" in aside(result)
+    assert "AWS spot, last: prices are" in aside(result)
+    assert "save them again, or say --stale-after if they still hold" in aside(result)
+    assert "are days old" not in aside(ran("-f", manifests, "--prices", history(tmp_path), "--stale-after", "100000"))
 
 
 def test_the_mean_of_a_spot_history(manifests, tmp_path):
@@ -96,7 +97,7 @@ def test_nodes_over_time_say_how_often_spot_is_lost(manifests, tmp_path):
     result = ran("-f", manifests, "--spot-history", f"l4/us-east-1a={nodes(tmp_path)}:h")
     assert result.exit_code == 0
     # One loss in 10 x 10 + 10 x 9 node-hours.
-    assert "l4 spot us-east-1a: one node is lost 0.00526 times per hour" in result.stderr
+    assert "l4 spot us-east-1a: one node is lost 0.00526 times per hour" in aside(result)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_what_must_be_corrected_is_refused_with_status_2(manifests, tmp_path, op
     }
     result = ran("-f", manifests, *(words.get(option, option) for option in options))
     assert result.exit_code == 2
-    assert message in result.stderr.replace("\n", " ")
+    assert message in aside(result)
 
 
 def test_a_picture_is_drawn(manifests, tmp_path):
@@ -143,4 +144,4 @@ def test_a_picture_is_drawn(manifests, tmp_path):
 )
 def test_a_picture_that_cannot_be_drawn(manifests, tmp_path, name, message):
     result = ran("-f", manifests, "--picture", str(tmp_path / name))
-    assert (result.exit_code, message in result.stderr.replace("\n", " ")) == (2, True)
+    assert (result.exit_code, message in aside(result)) == (2, True)

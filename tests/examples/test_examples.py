@@ -1,7 +1,7 @@
 """The examples are valid, at both borders, and lead to a plan."""
 
-import json
 import shlex
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -19,13 +19,18 @@ READ = {
     "Budget": read_budget,
 }
 FILES = sorted(EXAMPLES.glob("*.yaml"))
-CLASSES = sorted(EXAMPLES.glob("acceleratorclass*.yaml"))
-PROFILES = sorted(EXAMPLES.glob("performanceprofile*.yaml"))
-SERVICES = [EXAMPLES / "chat.yaml", EXAMPLES / "shared-budget.yaml", *sorted(EXAMPLES.glob("llmservice*.yaml"))]
+ESTIMATED = sorted(EXAMPLES.glob("performanceprofile*.yaml"))
 
 
 def documents(path):
     return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+
+
+SERVICES = [path for path in FILES if any(each["kind"] == "LLMService" for each in documents(path))]
+
+
+def every(kind):
+    return [document for path in FILES for document in documents(path) if document["kind"] == kind]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -68,7 +73,7 @@ def missing(shown, known, path=""):
     return found
 
 
-@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ESTIMATED, ids=lambda path: path.stem)
 def test_the_estimated_profiles_are_what_their_command_makes(path):
     written = path.read_text(encoding="utf-8")
     command = shlex.split(written.splitlines()[0].removeprefix("# medley "))
@@ -76,15 +81,30 @@ def test_the_estimated_profiles_are_what_their_command_makes(path):
 
 
 def test_every_class_of_the_examples_is_estimated_and_says_so():
-    classes = [document["metadata"]["name"] for path in CLASSES for document in documents(path)]
-    profiles = [read_performance_profile(each).spec for path in PROFILES for each in documents(path)]
+    profiles = [read_performance_profile(each).spec for each in every("PerformanceProfile")]
+    classes = [each["metadata"]["name"] for each in every("AcceleratorClass")]
     assert sorted(each.accelerator_class for each in profiles) == sorted(classes)
     assert {(each.source, each.confidence) for each in profiles} == {("Estimated", "Low")}
 
 
+def test_the_profile_of_existing_nodes_is_that_of_their_gpu():
+    of = {each["spec"]["acceleratorClass"]: each["spec"] for each in every("PerformanceProfile")}
+    assert of["rack-l40s"] == of["l40s"] | {"acceleratorClass": "rack-l40s"}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_no_example_overwrites_another(kind):
+    names = [each["metadata"]["name"] for each in every(kind)]
+    assert sorted(names) == sorted(set(names))
+
+
 @pytest.mark.parametrize("path", SERVICES, ids=lambda path: path.stem)
-def test_an_example_can_be_planned(path):
-    catalogue = [f"-f{EXAMPLES / name}" for name in ("acceleratorclasses.yaml", "performanceprofiles.yaml")]
-    done = CliRunner().invoke(main, ["plan", f"-f{path}", *catalogue, "--out", "json"])
-    assert done.exit_code == 0, done.output
-    json.loads(done.stdout)
+def test_the_command_at_the_head_of_an_example_plans_it_and_prints_what_stands_there(path, monkeypatch):
+    monkeypatch.chdir(EXAMPLES.parent)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    head = list(takewhile(lambda line: line.startswith("#"), lines))
+    command, *quoted = [line.removeprefix("#     ") for line in head if line.startswith("#     ")]
+    assert f"-f examples/{path.name}" in command
+    done = CliRunner().invoke(main, shlex.split(command.removeprefix("medley ")))
+    assert done.exit_code == (1 if any("exit status 1" in line for line in head) else 0), done.output
+    assert [line for line in quoted if line not in done.stdout] == []

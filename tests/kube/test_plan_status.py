@@ -20,7 +20,7 @@ from medley.planning.proposal import propose
 from medley.testing.builders import NOW, accelerator_class, observed, offering, profile, service, waiting
 
 SPOT_A = offering(Market.SPOT, "a")
-H100_IS_DEARER = "dearer: costs 4.00 USD per node-hour and more, would be used with all its prices at most 20% of that"
+H100_IS_DEARER = "dearer: from 4.00 USD/h a node; what is used serves as much for 80% less"
 ALL = (RoutingShare(input=0, output=0, shape="l4", share=1.0),)
 
 
@@ -43,7 +43,7 @@ def test_a_plan():
             NotUsed(
                 accelerator_class="l4",
                 market=Market.ON_DEMAND,
-                reason="dearer: costs 1.00 USD per node-hour, would have to cost at most 0.40",
+                reason="dearer: 1.00 USD/h a node; what is used serves as much for 0.40",
             ),
         ),
     )
@@ -65,7 +65,7 @@ def test_what_cannot_be_met_saves_nothing_and_every_bound_is_named():
             NotUsed(
                 accelerator_class="l4",
                 market=Market.ON_DEMAND,
-                reason="would not serve more of the demand within the bounds",
+                reason="no gain: would serve no more of the demand within the limits",
             ),
         ),
         infeasible=Infeasible(

@@ -92,16 +92,14 @@ L4_PROFILE = measured("l4")
             gpu("x", sold(0.1)),
             measured("x", tpot_ms=55),
             Why.CANNOT_SERVE,
-            "x cannot serve requests of up to 100 + 100 tokens: at 1 requests/s, the lowest rate measured, "
-            "TTFT is 100 ms and TPOT 55 ms",
+            "SLO: TPOT 55 ms at 1 requests/s of 100 + 100 tokens, the lowest rate measured, limit 40 ms",
             id="breaks the promise",
         ),
         pytest.param(
             gpu("x", sold(0.1)),
             measured("x", size=80),
             Why.CANNOT_SERVE,
-            "x cannot serve requests of up to 100 + 100 tokens: not measured at 100 + 100 tokens or more "
-            "(largest: 80 + 80)",
+            "profile: measured up to 80 + 80 tokens, not at 100 + 100 tokens",
             id="not measured that large",
         ),
         pytest.param(
@@ -123,18 +121,18 @@ L4_PROFILE = measured("l4")
             gpu("x", sold(0.1, most=0)),
             measured("x"),
             Why.CAPPED,
-            "on-demand zone-a: capped at 0 nodes in the AcceleratorClass",
+            "capped at 0 nodes in the AcceleratorClass",
             id="capped at 0",
         ),
         pytest.param(
             gpu("x", sold(0.1, zone="zone-z")),
             measured("x"),
             Why.NOT_ALLOWED,
-            "on-demand zone-z: not among spec.accelerators.zones",
+            "not among spec.accelerators.zones",
             id="other zones only",
         ),
         pytest.param(
-            gpu("x", sold(0.1, SPOT)), measured("x"), Why.SPOT_NOT_ALLOWED, "spot zone-a: spec.spot.policy is Never", id="spot only"
+            gpu("x", sold(0.1, SPOT)), measured("x"), Why.SPOT_NOT_ALLOWED, "spec.spot.policy is Never", id="spot only"
         ),
     ],
 )  # fmt: skip
@@ -154,9 +152,8 @@ def test_a_class_that_cannot_take_what_costs_says_so():
             None,
             None,
             Why.NOT_NEEDED,
-            "no plan would be cheaper with it, even if it cost nothing: it cannot take requests of up to 1000 + 1000 "
-            "tokens (50% of the demand), since not measured at 1000 + 1000 tokens or more (largest: 100 + 100); "
-            "what takes them takes the rest",
+            "no gain even for free: 50% of the demand is not covered by its profile, and what serves that has room for "
+            "the rest",
         ),
     )
 
@@ -170,10 +167,25 @@ def test_a_class_that_is_dearer_says_the_price_at_which_it_would_be_used():
             None,
             None,
             Why.DEARER,
-            "dearer: costs 3.00 USD per node-hour, would have to cost at most 2.10",
+            "dearer: 3.00 USD/h a node; what is used serves as much for 2.10",
             pytest.approx(2.1),
         ),
     )
+
+
+@pytest.mark.parametrize(
+    ("offers", "message"),
+    [
+        pytest.param((sold(3.0, zone="zone-b"),), "from 3.00 USD/h a node; what is used serves as much for 30% less", id="two"),
+        pytest.param((sold(0.1, SPOT),), "3.00 USD/h a node; what is used serves as much for 2.10", id="one not allowed"),
+    ],
+)  # fmt: skip
+def test_of_several_prices_those_that_may_be_paid_are_spoken_of(offers, message):
+    # As above, at 3.00 in the first zone; or at 3.50 there, and 3.00 in the second.
+    first = sold(3.0 if offers[0].market is SPOT else 3.5)
+    asked = service(spot=SpotPolicy(use=SpotUse.NEVER))
+    (found,) = said(asked, [L4, gpu("x", first, *offers)], [L4_PROFILE, measured("x", 3.0)], utilisation=1.0)
+    assert (found.why, found.message) == (Why.DEARER, f"dearer: {message}")
 
 
 def test_of_a_used_class_markets_and_zones_are_explained():
@@ -191,21 +203,34 @@ def test_of_a_used_class_markets_and_zones_are_explained():
             ON_DEMAND,
             None,
             Why.DEARER,
-            "dearer: costs 0.70 USD per node-hour, would have to cost at most 0.30",
+            "dearer: 0.70 USD/h a node; what is used serves as much for 0.30",
             pytest.approx(0.3),
         ),
+        NotUsed("l4", SPOT, "zone-b", Why.DEARER, "dearer: 0.35 USD/h a node, 0.30 in zone-a", 0.3),
+        NotUsed("l4", SPOT, "zone-c", Why.NOT_NEEDED, "no gain: 0.30 USD/h a node, as in zone-a"),
+    )
+
+
+def test_a_zone_that_is_cheaper_may_be_outweighed():
+    # Three replicas; interrupted once an hour each, those in the first zone cost more than they save.
+    cheap = NodeOffer(SPOT, "zone-a", 0.30, None, interruptions_per_node_hour=1.0)
+    l4 = gpu("l4", cheap, sold(0.31, SPOT, "zone-b"))
+    assert said(service(), [l4], [L4_PROFILE]) == (
         NotUsed(
-            "l4", SPOT, "zone-b", Why.DEARER, "dearer: costs 0.35 USD per node-hour, 0.30 in a zone that is used", 0.3
+            "l4",
+            SPOT,
+            "zone-a",
+            Why.NOT_NEEDED,
+            "outweighed: 0.30 USD/h a node, 0.31 in zone-b, but spread, losses or interruptions speak for that",
         ),
-        NotUsed("l4", SPOT, "zone-c", Why.NOT_NEEDED, "not needed: costs 0.30 USD per node-hour, as in zones that are used"),
-    )  # fmt: skip
+    )
 
 
 def test_what_is_not_to_be_had_for_now_says_so():
     l4 = gpu("l4", sold(0.7), sold(0.3, SPOT))
     withheld = ((key("l4", SPOT), 0, "no spot capacity"),)
     assert said(service(), [l4], [L4_PROFILE], withheld=withheld) == (
-        NotUsed("l4", SPOT, None, Why.UNAVAILABLE, "spot zone-a: not to be had for now: no spot capacity"),
+        NotUsed("l4", SPOT, None, Why.UNAVAILABLE, "not to be had for now: no spot capacity"),
     )
 
 
@@ -291,7 +316,7 @@ def test_the_best_of_an_infeasible_demand_is_explained_too():
     small = measured("l4", 1.0)
     big = gpu("x", sold(9.0)), measured("x", 20.0)
     assert said(asked, [L4, big[0]], [small, big[1]]) == (
-        NotUsed("l4", None, None, Why.NOT_NEEDED, "would not serve more of the demand within the bounds"),
+        NotUsed("l4", None, None, Why.NOT_NEEDED, "no gain: would serve no more of the demand within the limits"),
     )
 
 

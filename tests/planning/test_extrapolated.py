@@ -45,7 +45,4 @@ def test_sizes_far_beyond_make_a_class_one_that_cannot_serve():
     assert "beyond what was measured" not in said.message
     reasons = [each.message for each in decided.status.proposal.not_used if each.accelerator_class == "l4"]
     (reason,) = reasons
-    assert reason == (
-        "l4 cannot serve requests of up to 1000 + 1000 tokens: "
-        "2000 tokens of context are more than 2 times the 900 that were measured"
-    )
+    assert reason == "profile: measured up to 900 tokens of context, 2,000 are more than 2 times that"

@@ -301,9 +301,8 @@ class TestRefusals:
                     (
                         Bound.SIZES,
                         (
-                            "l4 cannot serve requests of up to 1000 + 1000 tokens: at 2 requests/s, the lowest rate "
-                            "measured, TTFT is 1,000 ms and TPOT 50 ms; relax the SLO, lower spec.model.maxModelLen, or add "
-                            "a class that is fast enough"
+                            "l4: SLO: TTFT 1,000 ms at 2 requests/s of 1000 + 1000 tokens, the lowest rate measured, "
+                            "limit 1 ms; relax the SLO, lower spec.model.maxModelLen, or add a class that is fast enough"
                         ),
                     ),
                     (
@@ -336,7 +335,7 @@ class TestRefusals:
                 (
                     (
                         Bound.ZONES,
-                        "l4: on-demand a: not among spec.accelerators.zones; allow a zone in which the class is sold",
+                        "l4: not among spec.accelerators.zones; allow a zone in which the class is sold",
                     ),
                 ),
                 id="other zones",
@@ -350,10 +349,7 @@ class TestRefusals:
                 (
                     (
                         Bound.SPOT_USE,
-                        (
-                            "l4: spot a: spec.spot.policy is Never; allow spot, or add the price of on-demand nodes to "
-                            "the class"
-                        ),
+                        ("l4: spec.spot.policy is Never; allow spot, or add the price of on-demand nodes to the class"),
                     ),
                 ),
                 id="spot only",

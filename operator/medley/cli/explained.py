@@ -18,7 +18,19 @@ from rich.table import Table
 from medley.cli import terminal
 from medley.cli.inputs import Options, overlaid
 from medley.cli.manifests import Manifests, read
-from medley.cli.planned import ANY_TIME, INVALID, as_status, doubts, money, printed, promise, refuse, say, status
+from medley.cli.planned import (
+    ANY_TIME,
+    INVALID,
+    as_status,
+    doubts,
+    money,
+    printed,
+    promise,
+    refuse,
+    refuse_without_classes,
+    say,
+    status,
+)
 from medley.core.errors import MedleyError
 from medley.core.units import figure
 from medley.planning.binding import BoundState, bounds
@@ -49,7 +61,9 @@ def run(paths: Sequence[Path], out: str, options: Options) -> int:
     """Print the explanation and return the exit status."""
     aside = terminal.aside()
     try:
-        manifests, notes = overlaid(read(paths), options, datetime.now(UTC))
+        written = read(paths)
+        refuse_without_classes(written)
+        manifests, notes = overlaid(written, options, datetime.now(UTC))
         say(notes, aside)
         case = Case(manifests.service, manifests.classes, manifests.profiles, manifests.budgets)
         with aside.status("solving") as progress:

@@ -20,6 +20,7 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from medley.cli import terminal
 from medley.cli.inputs import Note, Options, overlaid
@@ -43,6 +44,7 @@ def run(paths: Sequence[Path], out: str, options: Options, picture: Path | None 
     aside = terminal.aside()
     try:
         written = read_all(paths)
+        refuse_without_classes(written[0])
         _refuse_for_several(written, options, picture)
         now = datetime.now(UTC)
         overlays = [overlaid(each, options, now) for each in written]
@@ -70,6 +72,16 @@ def _refuse_for_several(written: Sequence[Manifests], options: Options, picture:
         if given is not None and len(written) > 1:
             names = ", ".join(each.service.name for each in written)
             raise InvalidInputError(field, f"is of one service, and the files have {names}; give one of them")
+
+
+def refuse_without_classes(written: Manifests) -> None:
+    """Raise InvalidInputError where the files say nothing of what can be bought."""
+    if not written.classes:
+        raise InvalidInputError(
+            "-c",
+            "no AcceleratorClass in the files, so nothing can be bought: give a file of classes (-c FILE), such as "
+            "examples/acceleratorclasses.yaml, and one of their profiles",
+        )
 
 
 def _value(plans: Plans) -> Any:
@@ -123,8 +135,10 @@ def printed(out: str, value: Callable[[], Any], table: Callable[[Console], None]
 def say(notes: Iterable[Note], console: Console) -> None:
     """Print what there is to know about the input, beside the answer."""
     for note in notes:
-        mark = "[bold yellow]warning:[/] " if note.warning else "[dim]note:[/] "
-        console.print(mark + escape(note.text), soft_wrap=True, highlight=False)
+        mark, style = ("warning:", "bold yellow") if note.warning else ("note:", "dim")
+        said = Text(terminal.wrapped(f"{mark} {note.text}", console))
+        said.stylize(style, 0, len(mark))
+        console.print(said, soft_wrap=True, highlight=False)
 
 
 def doubts(proposal: Proposal) -> tuple[Note, ...]:

@@ -1,13 +1,18 @@
-"""What the commands print to: a terminal as wide as it is, or a pipe, which has no width. Called by every command."""
+"""What the commands print to: a terminal as wide as it is, or a pipe, which has no width. Called by every command.
+
+Tables are never broken in a pipe; sentences are, as a page is.
+"""
 
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Callable
 
 from rich.console import Console
 
 _ENDLESS = 100_000  # columns: nothing is broken, and tables are as wide as what is in them
+_PAGE = 100  # columns of sentences where there is no terminal
 
 
 def out() -> Console:
@@ -18,6 +23,13 @@ def out() -> Console:
 def aside() -> Console:
     """Return the console of what is to be said beside the answer."""
     return Console(stderr=True, width=None if sys.stderr.isatty() else _ENDLESS)
+
+
+def wrapped(sentence: str, console: Console) -> str:
+    """Return a sentence in lines as wide as the terminal, those after the first indented; names stay whole."""
+    width = console.width if console.is_terminal else _PAGE
+    lines = textwrap.wrap(sentence, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 def show(table: Callable[[Console], None]) -> None:

@@ -1,13 +1,15 @@
 """Why a class, a market or a zone is not in the plan, with a number.
 
 Called by `reconcile.plan` and `medley plan`. What was ruled out before the allocator was asked says so itself
-(`OutOfQuestion`, `Unable`); for the rest `breakeven` finds the price at which it would be used. Where that leaves
-nothing on offer, `nothing_on_offer` turns the same reasons into the bounds that bind.
+(`OutOfQuestion`, `Unable`); for the rest `breakeven` finds the price at which it would be used. Each is one line for
+who has not read docs/allocation.md: what is in the way, then its number. Where nothing is left on offer,
+`nothing_on_offer` turns the same reasons into the bounds that bind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -16,9 +18,11 @@ from medley.planning.breakeven import Below, Breakeven, Never, NoRoom, breakeven
 from medley.planning.offerings import OutOfQuestion, Why
 from medley.planning.problem import Allocation, Binding, Bound, Infeasible
 from medley.planning.question import Question
+from medley.planning.refusals import in_the_way, reason
 from medley.planning.throughput import Sustained
 
 _CENT = 0.005
+_NOISE = 1e-6
 # What rules a class out altogether: the bound, and the remedy where the reason does not say it. The class that came
 # nearest to serving is the first to be told about.
 _RULES_OUT: Mapping[Why, tuple[Bound, str]] = {
@@ -32,7 +36,7 @@ _RULES_OUT: Mapping[Why, tuple[Bound, str]] = {
     Why.NOT_OFFERED: (Bound.CAPS, "add a price"),
     Why.NO_PROFILE: (Bound.PROFILES, ""),
 }
-_BY_PROFILE = frozenset({Why.CANNOT_SERVE, Why.TOO_LONG, Why.NODE_TOO_SMALL, Why.SEVERAL_NODES})
+_NAMES_ITS_SHAPE = frozenset({Why.TOO_LONG, Why.NODE_TOO_SMALL, Why.SEVERAL_NODES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ def explain(question: Question, answer: Allocation | Infeasible) -> tuple[NotUse
     Of an infeasible demand, the best that can be had is explained.
     """
     used = {key for key, _ in (answer.best if isinstance(answer, Infeasible) else answer).replicas}
-    return tuple(reason for each in question.classes for reason in _of_class(question, each, used, answer))
+    return tuple(found for each in question.classes for found in _of_class(question, each, used, answer))
 
 
 def nothing_on_offer(model: str, not_used: Iterable[NotUsed]) -> tuple[Binding, ...]:
@@ -82,8 +86,9 @@ def _unprofiled(model: str, own: Iterable[NotUsed]) -> str:
 
 
 def _told(own: Iterable[NotUsed], remedy: str) -> str:
-    # What was judged by its profile names the shape, and so the class.
-    reasons = (each.message if each.why in _BY_PROFILE else f"{each.accelerator_class}: {each.message}" for each in own)
+    reasons = (
+        each.message if each.why in _NAMES_ITS_SHAPE else f"{each.accelerator_class}: {each.message}" for each in own
+    )
     return "; ".join([*reasons, *([remedy] if remedy else [])])
 
 
@@ -100,10 +105,10 @@ def _of_class(
         if not zones:
             yield _offers(question, each, market, offers, answer)
             continue
-        lowest = min(offer.usd_per_node_hour for offer in offers if offer.zone in zones)
+        prices = {offer.zone: offer.usd_per_node_hour for offer in offers if offer.zone in zones}
         for offer in sorted(offers, key=lambda offer: offer.zone):
             if offer.zone not in zones:
-                yield _zone(question, each, offer, lowest)
+                yield _zone(question, each, offer, prices)
 
 
 def _ruled_out(question: Question, each: AcceleratorClass) -> NotUsed | None:
@@ -115,7 +120,9 @@ def _ruled_out(question: Question, each: AcceleratorClass) -> NotUsed | None:
         sustained for sustained in question.sustained if sustained.throughput.shape.accelerator_class == each.name
     ]
     if judged:
-        return NotUsed(each.name, None, None, Why.CANNOT_SERVE, "; ".join(_cannot(question, s) for s in judged))
+        messages = ((sustained.throughput.shape, _cannot(question, sustained)) for sustained in judged)
+        said = (message if len(judged) == 1 else f"{shape}: {message}" for shape, message in messages)
+        return NotUsed(each.name, None, None, Why.CANNOT_SERVE, "; ".join(said))
     if before:
         return NotUsed(each.name, None, None, before[0].why, "; ".join(out.message for out in before))
     return None
@@ -130,11 +137,9 @@ def _able(question: Question) -> Iterator[tuple[Shape, bool]]:
 
 def _cannot(question: Question, judged: Sustained) -> str:
     """Return why a shape serves nothing of the demand: the reason of its most demanded size."""
-    grid = question.problem.demand.grid
     rates = dict(question.problem.demand.requests_per_second)
-    bucket, reason = max(judged.unable, key=lambda each: (rates.get(each[0], 0.0), each[0]))
-    sizes = "{} + {}".format(*grid.sizes(bucket))
-    return f"{judged.throughput.shape} cannot serve requests of up to {sizes} tokens: {reason}"
+    bucket, why = max(judged.unable, key=lambda each: (rates.get(each[0], 0.0), each[0]))
+    return reason(why, question.slo, question.problem.demand.grid.sizes(bucket))
 
 
 def _offers(
@@ -156,39 +161,42 @@ def _offers(
         out = [o for o in question.out_of_question if o.accelerator_class == each.name and o.market in (None, market)]
         if market is None:
             out = [o for o in question.out_of_question if o.accelerator_class == each.name]
-        messages = dict.fromkeys(_placed(reason) for reason in out)
         why = out[0].why if out else Why.NOT_OFFERED
-        return NotUsed(each.name, market, None, why, "; ".join(messages) or "the AcceleratorClass names no price")
+        return NotUsed(each.name, market, None, why, _together(out) or "the AcceleratorClass names no price")
     if isinstance(answer, Infeasible):
-        return NotUsed(each.name, market, None, Why.NOT_NEEDED, "would not serve more of the demand within the bounds")
+        message = "no gain: would serve no more of the demand within the limits"
+        return NotUsed(each.name, market, None, Why.NOT_NEEDED, message)
     usd_per_hour = answer.usd_per_hour + answer.interruptions_usd_per_hour
-    return _priced(question, each, market, offers, breakeven(question.problem, usd_per_hour, keys))
+    # Prices of what the service does not allow are not what stands in the way.
+    allowed = {(key.market, key.zone) for key in keys}
+    prices = frozenset(offer.usd_per_node_hour for offer in offers if (offer.market, offer.zone) in allowed)
+    return _priced(question, each, market, prices, breakeven(question.problem, usd_per_hour, keys))
 
 
 def _priced(
-    question: Question, each: AcceleratorClass, market: Market | None, offers: Iterable[NodeOffer], found: Breakeven
+    question: Question, each: AcceleratorClass, market: Market | None, prices: frozenset[float], found: Breakeven
 ) -> NotUsed:
-    lowest = min(offer.usd_per_node_hour for offer in offers)
+    """Return what a break-even says of offers at `prices`, USD per node-hour."""
+    lowest = min(prices)
     match found:
         case NoRoom():
-            message = "the bounds leave no room for one replica of it"
+            message = "limits: they leave no room for one replica of it"
             return NotUsed(each.name, market, None, Why.CAPPED, message)
         case Never():
-            message = f"no plan would be cheaper with it, even if it cost nothing: {_left_over(question, each)}"
+            message = f"no gain even for free: {_left_over(question, each)}"
             return NotUsed(each.name, market, None, Why.NOT_NEEDED, message)
         case Below(factor, exact):
             price = factor * lowest
-            about = "" if exact else " or a little more"
             if price >= lowest - _CENT:
-                message = f"a plan with it costs the same, at {lowest:.2f} USD per node-hour"
-            elif len({offer.usd_per_node_hour for offer in offers}) == 1:
-                message = f"dearer: costs {lowest:.2f} USD per node-hour, would have to cost at most {price:.2f}{about}"
+                message = f"no gain: {lowest:.2f} USD/h a node; what is used serves as much for the same price"
+            elif len(prices) == 1:
+                costs = f"{price:.2f}" if exact else f"at least {price:.2f}"
+                message = f"dearer: {lowest:.2f} USD/h a node; what is used serves as much for {costs}"
             else:
                 # Which of its prices stands in the way is not known: they were lowered together.
-                message = (
-                    f"dearer: costs {lowest:.2f} USD per node-hour and more, would be used with all its prices "
-                    f"at most {factor:.0%} of that{about}"
-                )
+                less = f"{math.ceil(100 * (1 - factor) - _NOISE)}% less"
+                costs = less if exact else f"at most {less}"
+                message = f"dearer: from {lowest:.2f} USD/h a node; what is used serves as much for {costs}"
             return NotUsed(each.name, market, None, Why.DEARER, message, price)
         case _:
             assert_never(found)
@@ -196,48 +204,54 @@ def _priced(
 
 def _left_over(question: Question, each: AcceleratorClass) -> str:
     """Say what of the demand no shape of a class takes, for which something else is there anyhow."""
-    demanded, grid = dict(question.problem.demand.requests_per_second), question.problem.demand.grid
+    demanded = dict(question.problem.demand.requests_per_second)
     own = {shape: rates for shape, rates in question.problem.rates.items() if shape.accelerator_class == each.name}
     unable = {bucket for bucket in demanded if not any(bucket in rates for rates in own.values())}
     if not unable:
-        return "the bounds leave too little room for it to spare another replica"
-    largest = max(unable, key=lambda bucket: (demanded[bucket], bucket))
-    reasons = [
-        str(reason)
+        return "within the limits it would spare no other replica"
+    refused = [
+        why
         for judged in question.sustained
         if judged.throughput.shape in own
-        for bucket, reason in judged.unable
-        if bucket == largest
+        for bucket, why in judged.unable
+        if bucket in unable
     ]
-    more = f" nor {len(unable) - 1} more sizes" if len(unable) > 1 else ""
     part = sum(demanded[bucket] for bucket in unable) / sum(demanded.values())
-    return (
-        f"it cannot take requests of up to {'{} + {}'.format(*grid.sizes(largest))} tokens{more} "
-        f"({part:.0%} of the demand)"
-        + (f", since {reasons[0]}" if reasons else "")
-        + "; what takes them takes the rest"
-    )
+    return f"{part:.0%} of the demand {in_the_way(refused)}, and what serves that has room for the rest"
 
 
-def _zone(question: Question, each: AcceleratorClass, offer: NodeOffer, lowest: float) -> NotUsed:
-    """Return why one zone of a market that is used elsewhere is not."""
+def _zone(question: Question, each: AcceleratorClass, offer: NodeOffer, used: Mapping[str, float]) -> NotUsed:
+    """Return why one zone of a market is not used; `used`: those that are, with their USD per node-hour."""
     out = [
-        reason
-        for reason in question.out_of_question
-        if reason.accelerator_class == each.name and reason.market is offer.market and reason.zone == offer.zone
+        found
+        for found in question.out_of_question
+        if found.accelerator_class == each.name and found.market is offer.market and found.zone == offer.zone
     ]
     if out:
         return NotUsed(each.name, offer.market, offer.zone, out[0].why, out[0].message)
+    lowest = min(used.values())
+    where = min(zone for zone, price in used.items() if price == lowest)
+    price = f"{offer.usd_per_node_hour:.2f} USD/h a node"
     if offer.usd_per_node_hour > lowest:
-        message = f"dearer: costs {offer.usd_per_node_hour:.2f} USD per node-hour, {lowest:.2f} in a zone that is used"
+        message = f"dearer: {price}, {lowest:.2f} in {where}"
         return NotUsed(each.name, offer.market, offer.zone, Why.DEARER, message, lowest)
     if offer.usd_per_node_hour < lowest:
-        message = "not needed: cheaper here, but the bounds on the whole plan are met at least cost without it"
+        message = f"outweighed: {price}, {lowest:.2f} in {where}, but spread, losses or interruptions speak for that"
     else:
-        message = f"not needed: costs {offer.usd_per_node_hour:.2f} USD per node-hour, as in zones that are used"
+        message = f"no gain: {price}, as in {where}"
     return NotUsed(each.name, offer.market, offer.zone, Why.NOT_NEEDED, message)
 
 
-def _placed(out: OutOfQuestion) -> str:
-    where = " ".join(str(part) for part in (out.market, out.zone) if part is not None)
-    return f"{where}: {out.message}" if where else out.message
+def _together(out: Sequence[OutOfQuestion]) -> str:
+    """Return what rules offers out: each reason once, and where it holds unless it is the only one."""
+    placed = {each.message: [_place(other) for other in out if other.message == each.message] for each in out}
+    if len(placed) == 1:
+        return next(iter(placed))
+    return "; ".join(
+        f"{', '.join(dict.fromkeys(places))}: {message}" if all(places) else message
+        for message, places in placed.items()
+    )
+
+
+def _place(out: OutOfQuestion) -> str:
+    return " ".join(str(part) for part in (out.market, out.zone) if part is not None)

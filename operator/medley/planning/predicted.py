@@ -56,9 +56,6 @@ class TooFarBeyond:
     reached: int
     measured: int
 
-    def __str__(self) -> str:
-        return f"{self.reached} {self.what} are more than {FARTHEST:g} times the {self.measured} that were measured"
-
 
 def believed(latency: FittedLatency, beyond: float = 1.0) -> LatencyModel:
     """Return the model that plans reckon with: slow by its error, running no more at once than it may be trusted for.

@@ -40,6 +40,7 @@ class Question:
     """What the allocator is asked, and what was ruled out before it was asked."""
 
     problem: AllocationProblem
+    slo: Slo
     classes: tuple[AcceleratorClass, ...]  # that the service may use
     profiles: tuple[Profile, ...]  # one per shape, those that were used
     sustained: tuple[Sustained, ...]  # of the same shapes
@@ -121,6 +122,7 @@ def ask(
             problem = replace(problem, fleet=fleet, change_usd=in_the_objective(offer.offerings))
     return Question(
         problem,
+        service.slo,
         classes=chosen,
         profiles=fitting,
         sustained=judged,

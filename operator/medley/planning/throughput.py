@@ -3,7 +3,7 @@
 Called by `question`. Measured points go first: a bucket is judged by points measured at sizes at least as large as its
 largest request, in both dimensions, and only rates between measured rates are interpolated. Where there is no such
 point the profile's latency model answers (`predicted`), if it has one; what that extrapolates is named in `doubts`.
-What cannot be judged cannot be served, and `Unable` says why.
+What cannot be judged cannot be served, and `Unable` says why (in words: `refusals`).
 
 A request attains the SLO if TTFT and TPOT both hold. Of points, only the percentiles of each are known, and at worst no
 request misses both: (100 - a) % that miss one and (100 - b) % that miss the other must together be within what the
@@ -20,7 +20,6 @@ from datetime import timedelta
 from itertools import pairwise
 
 from medley.core.profiles import Confidence, FittedLatency, LatencyPoint, Profile, ProfileSource
-from medley.core.units import figure
 from medley.core.workload import Bucket, SizeGrid, Slo
 from medley.planning.predicted import Extrapolated, TooFarBeyond, predicted
 from medley.planning.problem import ShapeThroughput
@@ -40,12 +39,6 @@ class NotMeasured:
     output_tokens: int
     largest: tuple[int, int]
 
-    def __str__(self) -> str:
-        return (
-            f"not measured at {self.input_tokens} + {self.output_tokens} tokens or more "
-            f"(largest: {self.largest[0]} + {self.largest[1]})"
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class TooLong:
@@ -53,9 +46,6 @@ class TooLong:
 
     tokens: int
     holds: int
-
-    def __str__(self) -> str:
-        return f"{self.tokens} tokens are longer than the {self.holds} that a replica holds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +56,6 @@ class SloMissed:
     ttft: timedelta
     tpot: timedelta
 
-    def __str__(self) -> str:
-        return (
-            f"at {figure(self.requests_per_second)} requests/s, the lowest rate measured, "
-            f"TTFT is {_ms(self.ttft)} and TPOT {_ms(self.tpot)}"
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class PercentileMissing:
@@ -80,21 +64,16 @@ class PercentileMissing:
     promised: float
     measured: float
 
-    def __str__(self) -> str:
-        return f"measured up to percentile {self.measured:g} only, the SLO promises {self.promised:g}"
-
 
 @dataclass(frozen=True, slots=True)
 class OutOfReach:
     """The promise is broken by an idle replica, or as soon as requests meet; the idle one's latencies, by the model."""
 
+    size: tuple[int, int]  # (input, output) tokens; of a larger size that is refused for this one, the smaller
     ttft: timedelta
     tpot: timedelta
+    holds_tokens: int  # of KV cache
     alone: bool = False  # an idle replica keeps the promise
-
-    def __str__(self) -> str:
-        said = f"alone on a replica, TTFT is {_ms(self.ttft)} and TPOT {_ms(self.tpot)} by the latency model"
-        return f"{said}, but those that meet another miss the SLO, and at any load too many do" if self.alone else said
 
 
 Unable = NotMeasured | TooLong | SloMissed | PercentileMissing | OutOfReach | TooFarBeyond
@@ -221,7 +200,8 @@ def _by_model(latency: FittedLatency, slo: Slo, input_tokens: int, output_tokens
         case TooFarBeyond() as beyond:
             return beyond
         case found if found.requests_per_second <= 0:
-            return OutOfReach(timedelta(seconds=found.ttft_s), timedelta(seconds=found.tpot_s), found.alone)
+            first, each = timedelta(seconds=found.ttft_s), timedelta(seconds=found.tpot_s)
+            return OutOfReach((input_tokens, output_tokens), first, each, latency.model.kv_tokens, found.alone)
         case found:
             return _Judged(found.requests_per_second, found.doubt)
 
@@ -299,7 +279,3 @@ def _crossings(below: _AtRate, above: _AtRate, slo: Slo) -> Iterator[float]:
 
 def _trust(profile: Profile) -> tuple[int, float]:
     return _TRUST[profile.source], profile.measured_at.timestamp() if profile.measured_at else 0.0
-
-
-def _ms(value: timedelta) -> str:
-    return f"{value / timedelta(milliseconds=1):,.0f} ms"
