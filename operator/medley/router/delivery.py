@@ -7,7 +7,6 @@ its own handler alone: what was made waits in `_Outbox`, never more than the req
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +24,7 @@ from medley.router.parsing import Asked, Derender, ParsedStream, Read, needs_rea
 from medley.router.session import Abandon, Choice, Deliver, Finish, conversation, resumes_exactly
 from medley.router.text import Vocabulary
 from medley.wire.generate import EngineFault
+from medley.wire.json_text import write_json
 
 RESUME_HEADER = "x-medley-resume"  # exact | approximate: what a cut would do to this request
 
@@ -125,12 +125,12 @@ class Delivery:
         carried = asyncio.create_task(self._carry_and_read(ready, deliver, parsers), name=ready.head.id)
         carried.add_done_callback(lambda _: outbox.close())
         try:
+            await asyncio.sleep(0)  # the call goes out before anything else is done
+            response = _EventStream(headers={**self._headers(ready), "Content-Type": "text/event-stream"})
             # Nothing is promised before the first token: a request that fails until then gets a status of its own.
             first = await outbox.take()
             if not first and (fault := carried.result()) is not None:
                 raise RequestError(fault.code, fault.message, fault.param)
-            response = _EventStream(headers=self._headers(ready))
-            response.content_type = "text/event-stream"
             await response.prepare(request)
             await response.write(first)
             while piece := await outbox.take():
@@ -207,9 +207,7 @@ class Delivery:
         if fault is not None:
             raise RequestError(fault.code, fault.message, fault.param)
         body = whole_answer(ready.head, choices, ready.usage, self._logprobs(ready))
-        return web.Response(
-            body=json.dumps(body).encode(), content_type="application/json", headers=self._headers(ready)
-        )
+        return web.Response(body=write_json(body), content_type="application/json", headers=self._headers(ready))
 
     async def _read_whole(self, ready: Ready, choices: Sequence[WholeChoice]) -> EngineFault | None:
         for choice, made in zip(ready.choices, choices, strict=True):

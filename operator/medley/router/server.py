@@ -180,7 +180,7 @@ class RouterServer:
         assert model is not None
         seed = self._chance(_SEEDS) if question.seed is None else question.seed
         chat = question.endpoint is Endpoint.CHAT
-        name = f"{'chatcmpl' if chat else 'cmpl'}-{self._chance(2**64):016x}{self._chance(2**64):016x}"
+        name = f"{'chatcmpl' if chat else 'cmpl'}-{self._chance(2**128):032x}"
         choices = tuple(
             Choice(f"{name}-{p * question.n + n}", prompt, _seed(seed, n), question.rules, adapter)
             for p, prompt in enumerate(rendered)

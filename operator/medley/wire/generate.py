@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -42,8 +41,7 @@ _NOT_SAMPLED = frozenset({
 })  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
+class Rendered(NamedTuple):
     """A client's request as the engine understands it: one prompt, resolved against the model's defaults."""
 
     token_ids: tuple[int, ...]
@@ -53,8 +51,7 @@ class Rendered:
     attachments: Mapping[str, Any]  # multimodal features, cache salt and the like: sent back to the engine as they came
 
 
-@dataclass(frozen=True, slots=True)
-class GenerateCall:
+class GenerateCall(NamedTuple):
     """One `POST /inference/v1/generate`."""
 
     request_id: str

@@ -14,6 +14,7 @@ import msgspec
 
 _DECODER = msgspec.json.Decoder()
 _ENCODER = msgspec.json.Encoder()
+_SORTED_ENCODER = msgspec.json.Encoder(order="sorted")
 
 # What msgspec raises for text that it does not take.
 REFUSED = (msgspec.MsgspecError, UnicodeError, RecursionError)
@@ -33,3 +34,11 @@ def write_json(value: Any) -> bytes:
         return _ENCODER.encode(value)
     except REFUSED:  # a lone surrogate has no UTF-8
         return json.dumps(value, separators=(",", ":")).encode()
+
+
+def canonical(value: Any) -> bytes:
+    """Return a text that is the same for equal values."""
+    try:
+        return _SORTED_ENCODER.encode(value)
+    except REFUSED:
+        return json.dumps(value, sort_keys=True).encode()
