@@ -52,8 +52,8 @@ class Answer(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_blocks", "_complete", "_error", "_left", "_lengthy", "_loop", "_parser", "_pool", "_reader", "_stays",
-        "_tail", "_transport", "idle_since", "place", "status",
+        "_blocks", "_complete", "_error", "_left", "_lengthy", "_loop", "_parser", "_pool", "_reader", "_sated",
+        "_stays", "_tail", "_take", "_transport", "idle_since", "place", "status",
     )  # fmt: skip
 
     def __init__(self, pool: Calls, place: Place, loop: asyncio.AbstractEventLoop) -> None:
@@ -65,7 +65,8 @@ class Answer(asyncio.Protocol):
         self._reader: asyncio.Future[None] | None = None
         self._blocks: list[bytes] = []
         self._complete = self._left = True
-        self._lengthy = self._stays = False
+        self._lengthy = self._stays = self._sated = False
+        self._take: Callable[[bytes], bool] | None = None  # who takes the body as it comes
         self._error: Exception | None = None
         self._tail: asyncio.TimerHandle | None = None
 
@@ -74,30 +75,34 @@ class Answer(asyncio.Protocol):
     async def ask(self, question: bytes) -> None:
         """Send a call and wait for the head of its answer: `status`."""
         assert self._transport is not None
-        self.status, self._complete, self._left, self._lengthy = 0, False, False, False
+        self.status = 0
+        self._complete = self._left = self._lengthy = self._sated = False
         self._transport.write(question)
         while not self.status:
             await self._news()
 
-    async def read(self) -> bytes:
-        """Wait for bytes of the body and return all there are; empty at its end.
+    async def feed(self, take: Callable[[bytes], bool]) -> bool:
+        """Give `take` the body as it comes until it has enough; False: the body ended before.
 
-        `ConnectionError` if the connection breaks before.
+        It is called from where bytes come in, which spares each of them the way through a task. What it raises is
+        raised here; `ConnectionError` if the connection breaks.
         """
-        while not self._blocks:
-            if self._complete:
-                return b""
-            await self._news()
-        blocks = self._blocks
-        self._blocks = []
-        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+        self._take = take
+        try:
+            self._offer()
+            while not self._sated and not self._complete:
+                await self._news()
+        finally:
+            self._take = None
+        if self._error is not None:
+            raise self._error
+        return self._sated
 
-    async def read_all(self) -> bytes:
-        """Return the rest of the body."""
-        blocks = []
-        while block := await self.read():
-            blocks.append(block)
-        return b"".join(blocks)
+    async def read(self) -> bytes:
+        """Return the body; `ConnectionError` if the connection breaks before its end."""
+        while not self._complete:
+            await self._news()
+        return b"".join(self._blocks)
 
     def leave(self, *, ended: bool) -> None:
         """Read no more. `ended`: little is to come, so the connection is kept; else the engine's work is aborted."""
@@ -129,6 +134,16 @@ class Answer(asyncio.Protocol):
         self._reader = self._loop.create_future()
         await self._reader
 
+    def _offer(self) -> None:
+        """Give what came to the one who takes it."""
+        if self._take is None or self._sated or not self._blocks:
+            return
+        blocks, self._blocks = self._blocks, []
+        try:
+            self._sated = self._take(blocks[0] if len(blocks) == 1 else b"".join(blocks))
+        except Exception as error:  # noqa: BLE001  # it is the taker's, who waits in `feed`
+            self._error = error
+
     def _give_back(self) -> None:
         if self._tail is not None:
             self._tail.cancel()
@@ -137,6 +152,11 @@ class Answer(asyncio.Protocol):
             self._pool.keep(self)
         else:
             self.abort()
+
+    def _fail(self, error: ConnectionError) -> None:
+        """Note what broke the connection; an answer that is complete is none the worse for it."""
+        if not self._complete and self._error is None:
+            self._error = error
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
@@ -156,10 +176,12 @@ class Answer(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._error = ConnectionError(f"{self.place.host} does not speak HTTP: {error}")
+            self._fail(ConnectionError(f"{self.place.host} does not speak HTTP: {error}"))
             self.abort()
         if not self._left:
-            self._wake()
+            self._offer()
+            if self._take is None or self._sated or self._complete or self._error is not None:
+                self._wake()
         elif self._complete and self._tail is not None:
             self._give_back()
 
@@ -170,8 +192,7 @@ class Answer(asyncio.Protocol):
         self._pool.forget(self)
         if self.status and not self._lengthy and exc is None:
             self._complete = True
-        elif self._error is None:
-            self._error = ConnectionResetError(f"{self.place.host} closed the connection: {exc or 'no error'}")
+        self._fail(ConnectionResetError(f"{self.place.host} closed the connection: {exc or 'no error'}"))
         self._wake()
 
     # What the parser calls

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -55,6 +55,9 @@ from medley.wire.ticket import (
 )
 
 _Answer = TypeVar("_Answer", bound=Message)
+
+# Takes the events that came together; True: it wants no more.
+Taker = Callable[[Sequence[TokenEvent | EngineFault | Broken]], bool]
 
 PROBE_SECONDS = 5.0
 EXPORT_SECONDS = 5.0
@@ -112,37 +115,41 @@ class EngineClient:
         """How URLs of engines begin, of all ports but the open one."""
         return "http" if self._keyring is None else "https"
 
-    async def generate(
-        self, url: str, call: GenerateCall
-    ) -> AsyncGenerator[Sequence[TokenEvent | EngineFault | Broken]]:
-        """Yield the events of a call as they come, those that came together in one list; the last may be `Broken`.
+    async def generate(self, url: str, call: GenerateCall, take: Taker) -> None:
+        """Give `take` the events of a call as they come, until it says that it has enough: the engine's work ends then.
 
-        Ends after an event with a finish reason, a fault or a break. Closing the generator aborts the request.
+        Those that came together come in one list. The last may be a fault or `Broken`; none comes after either.
         """
         answer: Answer | None = None
         splitter, ended = EventSplitter(), False
+
+        def read(block: bytes) -> bool:
+            nonlocal ended
+            events = parse_events(splitter.feed(block))
+            if not events:
+                return False
+            ended = _is_an_end(events[-1])
+            return take(events)
+
+        last: EngineFault | Broken | None = None
         try:
             # Without a timeout: silence is judged by `fleet`.
             answer = await self._calls.post(url, GENERATE_PATH, self._key(), call.body())
             if answer.status != _OK:
-                yield [parse_fault(answer.status, await answer.read_all())]
-                return
-            while block := await answer.read():
-                events = parse_events(splitter.feed(block))
-                if events:
-                    ended = _is_an_end(events[-1])
-                    yield events
+                last = parse_fault(answer.status, await answer.read())
+            elif not await answer.feed(read):
+                last = Broken(Cause.CONNECTION, accepted=True)  # the end came before a finish reason
         except UnreachableError:
-            yield [Broken(Cause.UNREACHABLE, accepted=False)]
+            last = Broken(Cause.UNREACHABLE, accepted=False)
         except EngineError:  # events that are not the protocol
-            yield [Broken(Cause.ENGINE_ERROR, accepted=True)]
+            last = Broken(Cause.ENGINE_ERROR, accepted=True)
         except OSError:
-            yield [Broken(Cause.CONNECTION, accepted=answer is not None)]
-        else:
-            yield [Broken(Cause.CONNECTION, accepted=True)]  # the end came before a finish reason
+            last = Broken(Cause.CONNECTION, accepted=answer is not None)
         finally:
             if answer is not None:
                 answer.leave(ended=ended)
+        if last is not None:
+            take([last])
 
     async def render(
         self, url: str, endpoint: Endpoint, body: Mapping[str, Any]
@@ -166,7 +173,7 @@ class EngineClient:
     async def _post(self, url: str, path: str, body: bytes) -> tuple[int, bytes]:
         answer = await self._calls.post(url, path, self._key(), body)
         try:
-            return answer.status, await answer.read_all()
+            return answer.status, await answer.read()
         finally:
             answer.leave(ended=False)
 
@@ -186,16 +193,16 @@ class EngineClient:
 
     async def run(self, url: str, call: GenerateCall) -> None:
         """Let an engine work through a call whose tokens nobody wants; `EngineError` if it ends otherwise."""
-        async with aclosing(self.generate(url, call)) as blocks:
-            async for events in blocks:
-                for event in events:
-                    match event:
-                        case TokenEvent(finish_reason=None):
-                            pass
-                        case TokenEvent(finish_reason=("stop" | "length")):
-                            return
-                        case _:
-                            raise EngineError(f"running {call.request_id} at {url}: {event}")
+        last: TokenEvent | EngineFault | Broken | None = None
+
+        def take(events: Sequence[TokenEvent | EngineFault | Broken]) -> bool:
+            nonlocal last
+            last = next((each for each in events if not isinstance(each, TokenEvent) or each.finish_reason), None)
+            return last is not None
+
+        await self.generate(url, call, take)
+        if not isinstance(last, TokenEvent) or last.finish_reason not in {"stop", "length"}:
+            raise EngineError(f"running {call.request_id} at {url}: {last}")
 
     async def kv_state(self, url: str) -> KvState | None:
         """Return what an engine says of its KV cache; None if it has not the plugin. `EngineError` if it is silent."""

@@ -178,17 +178,18 @@ class _Completion(_Common):
 _NO_OPTIONS = _StreamOptions()
 _IN_A_UNION = re.compile(r"[\[-]|^(str|int)$")
 _ROUTERS_OWN = frozenset({"stream", "stream_options", "seed", "n", "stop"})
-_WITHOUT_EFFECT = (
+_WITHOUT_EFFECT = frozenset({
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
     "modalities", "verbosity",
-)  # fmt: skip
+})  # fmt: skip
+_NOT_RENDERED = _ROUTERS_OWN | _WITHOUT_EFFECT
 
 
 def parse_question(raw: bytes, endpoint: Endpoint) -> Question:
     """Parse a request body; `RequestError` (400) names the parameter at fault."""
     body = _json(raw)
     _refuse_internal(body)
-    for name in UNSUPPORTED.keys() & body.keys():
+    for name in [each for each in body if each in UNSUPPORTED]:
         if body[name] is not None and body[name] is not False and body[name] not in ([], "none"):
             raise RequestError(400, f"{name}: {UNSUPPORTED[name]}", name, "unsupported_parameter")
         del body[name]
@@ -220,7 +221,7 @@ def _question(asked: _Chat | _Completion, body: dict[str, Any], endpoint: Endpoi
     return Question(
         endpoint=endpoint,
         model=asked.model,
-        body={k: v for k, v in body.items() if v is not None and k not in _ROUTERS_OWN and k not in _WITHOUT_EFFECT},
+        body={k: v for k, v in body.items() if v is not None and k not in _NOT_RENDERED},
         prompts=prompts,
         n=n,
         stream=stream,
@@ -235,7 +236,7 @@ def _question(asked: _Chat | _Completion, body: dict[str, Any], endpoint: Endpoi
             min_tokens=asked.min_tokens or 0,
         ),
         calls_tools=isinstance(asked, _Chat) and bool(asked.tools) and asked.tool_choice != "none",
-        ignored=tuple([name for name in _WITHOUT_EFFECT if body.get(name) is not None]),
+        ignored=tuple([name for name in body if name in _WITHOUT_EFFECT and body[name] is not None]),
     )
 
 
@@ -287,7 +288,8 @@ def _refuse_internal(body: dict[str, Any]) -> None:
     while left:
         here = left.pop()
         if isinstance(here, dict):
-            for name in INTERNAL_FIELDS & here.keys():
+            if not INTERNAL_FIELDS.isdisjoint(here):
+                name = next(each for each in here if each in INTERNAL_FIELDS)
                 raise RequestError(400, f"{name}: an internal field that clients may not set; leave it out", name)
             left.extend(here.values())
         elif isinstance(here, list) and not _NESTED.isdisjoint(map(type, here)):  # not thousands of token ids
