@@ -10,10 +10,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
+from medley.core.workload import MELANGE_GRID
 from medley.router.answers import DONE, Head, LogprobFormat, StreamFormat, Usage, WholeChoice, whole_answer
 from medley.router.attempt import History
 from medley.router.carrier import Carriage, Carrier
@@ -37,8 +38,7 @@ class Options:
     queue_limit: int = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(NamedTuple):
     """A request that may begin."""
 
     question: Question
@@ -67,11 +67,12 @@ class _Outbox:
         self._taker: asyncio.Future[None] | None = None  # who waits for bytes
         self._closed = False
 
-    def put(self, piece: bytes) -> None:
-        """Add bytes; never blocks."""
+    def put(self, piece: bytes, *, last: bool = False) -> None:
+        """Add bytes; never blocks. `last`: the end follows at once, and they go out with it."""
         if piece:
             self._pieces.append(piece)
-            self._wake()
+            if not last:
+                self._wake()
 
     def close(self) -> None:
         """No more will come."""
@@ -132,26 +133,27 @@ class Delivery:
             if not first and (fault := carried.result()) is not None:
                 raise RequestError(fault.code, fault.message, fault.param)
             await response.prepare(request)
-            await response.write(first)
-            while piece := await outbox.take():
+            piece = first
+            while piece and not carried.done():
                 await response.write(piece)
+                piece = await outbox.take()
             fault = carried.result()
         finally:
             carried.cancel()  # the client left, or it is done already
-        await response.write_eof(self._ending(form, ready, fault))
+        await response.write_eof(piece + self._ending(form, ready, fault))
         return response
 
     def _deliverer(
         self, ready: Ready, form: StreamFormat, outbox: _Outbox, index: int, parser: ParsedStream | None
     ) -> Deliverer:
         opening = form.opening(index)
-        continuous = _continuous(ready)
+        continuous, alone = _continuous(ready), len(ready.choices) == 1
 
         def deliver(part: Deliver | Finish) -> None:
             nonlocal opening
             ready.usage.completion_tokens += len(part.token_ids)
             if parser is None:
-                outbox.put(opening + form.chunk(index, part, continuous))
+                outbox.put(opening + form.chunk(index, part, continuous), last=alone and isinstance(part, Finish))
             else:
                 outbox.put(opening)
                 parser.feed(part)
@@ -226,11 +228,14 @@ class Delivery:
 
     async def _carry(self, ready: Ready, deliver: Sequence[Deliverer]) -> EngineFault | None:
         """Carry all choices to their ends; return the first fault, which ends them all."""
-        grid = None if self._fleet.view.table is None else self._fleet.view.table.grid
+        grid = MELANGE_GRID if self._fleet.view.table is None else self._fleet.view.table.grid
+        loop = asyncio.get_running_loop()
         deadline = ready.arrived + self._options.request_timeout.total_seconds()
         carriages = []
         for choice, each in zip(ready.choices, deliver, strict=True):
-            bucket = self._metrics.asked(grid, len(choice.rendered.token_ids), choice.rendered.max_tokens)
+            sizes = len(choice.rendered.token_ids), choice.rendered.max_tokens
+            bucket = grid.bucket(*sizes)
+            loop.call_soon(self._metrics.asked, grid, *sizes)  # once the call went out
             carriage = Carriage(bucket, History(choice), ready.arrived, deadline, each)
             carriage.keys, carriage.per_minute = carriage.history.keys(), self._fleet.sizes.arrived(bucket)
             carriages.append(carriage)
