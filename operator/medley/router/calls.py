@@ -94,7 +94,7 @@ class Answer(asyncio.Protocol):
                 await self._news()
         finally:
             self._take = None
-        if self._error is not None:
+        if self._error is not None and not self._sated:
             raise self._error
         return self._sated
 
@@ -126,7 +126,8 @@ class Answer(asyncio.Protocol):
         transport = self._transport
         assert transport is not None
         # What was not sent yet belongs to a call that was answered early.
-        return self._stays and not transport.is_closing() and transport.get_write_buffer_size() == 0
+        unsent = transport.get_write_buffer_size()
+        return self._stays and self._error is None and not transport.is_closing() and not unsent
 
     async def _news(self) -> None:
         if self._error is not None:
@@ -167,6 +168,7 @@ class Answer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by type
+        self._pool.add(self)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
@@ -228,6 +230,7 @@ class Calls:
     def __init__(self, trust: Callable[[], Trust]) -> None:
         self._trust = trust
         self._loop = asyncio.get_running_loop()
+        self._open: set[Answer] = set()
         self._idle: dict[Place, list[Answer]] = {}
         self._sweep: asyncio.TimerHandle | None = None
 
@@ -246,11 +249,15 @@ class Calls:
         return answer
 
     def close(self) -> None:
-        """Close what is idle."""
+        """Close all connections."""
         if self._sweep is not None:
             self._sweep.cancel()
-        for each in [each for kept in self._idle.values() for each in kept]:
+        for each in self._open:
             each.abort()
+
+    def add(self, connection: Answer) -> None:
+        """Note a new connection."""
+        self._open.add(connection)
 
     def keep(self, connection: Answer) -> None:
         """Take back a connection that served its call."""
@@ -261,6 +268,7 @@ class Calls:
 
     def forget(self, connection: Answer) -> None:
         """Drop a connection that is closed."""
+        self._open.discard(connection)
         kept = self._idle.get(connection.place, [])
         if connection in kept:
             kept.remove(connection)

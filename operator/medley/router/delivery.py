@@ -65,13 +65,13 @@ class _Outbox:
         self._loop = asyncio.get_running_loop()
         self._pieces: list[bytes] = []
         self._taker: asyncio.Future[None] | None = None  # who waits for bytes
-        self._closed = False
+        self._begun = self._closed = False
 
     def put(self, piece: bytes, *, last: bool = False) -> None:
-        """Add bytes; never blocks. `last`: the end follows at once, and they go out with it."""
+        """Add bytes; never blocks. `last`: the end follows at once; they go out with it, but for a first token."""
         if piece:
             self._pieces.append(piece)
-            if not last:
+            if not last or not self._begun:
                 self._wake()
 
     def close(self) -> None:
@@ -84,6 +84,7 @@ class _Outbox:
         if not self._pieces and not self._closed:
             self._taker = self._loop.create_future()
             await self._taker
+        self._begun = True
         taken = b"".join(self._pieces)
         self._pieces.clear()
         return taken

@@ -101,7 +101,7 @@ class EngineClient:
         self._calls = Calls(self._trust)
 
     def close(self) -> None:
-        """Close connections that serve no call."""
+        """Close the connections of calls."""
         self._calls.close()
 
     def _trust(self) -> Trust:
