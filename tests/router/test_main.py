@@ -59,6 +59,7 @@ def test_a_person_names_engines():
         ("--service chat", "--service"),
         ("--service chat --namespace n --engine http://a:1", "--service"),
         ("--engine a:1", "--engine"),
+        ("--engine http://user:secret@a", "--engine"),
         ("--engine http://a --port 70000", "--port"),
         ("--engine http://a --silence 2", "--silence"),
         ("--engine http://a --max-running 0", "--max-running"),

@@ -71,6 +71,7 @@ REFUSALS = {
     "cut off": (b'{"messages": [', None, "the body is not valid JSON: Expecting value: line 1 column 15 (char 14)"),
     "not an object": (b"[]", None, "the body has to be a JSON object"),
     "NaN": (b'{"temperature": NaN}', None, "the body is not valid JSON: NaN is not JSON"),
+    "no double": (b'{"metadata": {"a": 1e400}}', None, "the body is not valid JSON: 1e400 is too large a number"),
     "too deep": (b"[" * 200_000, None, "the body is nested too deeply"),
     "not UTF-8": (b"\xff\xfe", None, "the body is not valid JSON: "),
     "no messages": (b"{}", "messages", "messages: required"),

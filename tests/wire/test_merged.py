@@ -1,4 +1,4 @@
-"""Events that were read together, and those that are read the short way."""
+"""Events that were read together, and those that msgspec reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medley.core.errors import EngineError
-from medley.wire.generate import EngineFault, TokenEvent, TokenLogprob, parse_event, parse_events
+from medley.wire.generate import EngineFault, TokenEvent, TokenLogprob, _parse_other, parse_event, parse_events
 
 LOGPROB = TokenLogprob(1, -0.5, ())
 FAULT = EngineFault(500, "x", None)
@@ -20,7 +20,13 @@ def spelled(each):
     if isinstance(each, EngineFault):
         return json.dumps({"error": {"message": each.message, "code": each.code}}).encode()
     content = [
-        {"token_id": one.token_id, "logprob": one.logprob, "rank": 1, "top_logprobs": []} for one in each.logprobs
+        {
+            "token_id": one.token_id,
+            "logprob": one.logprob,
+            "rank": 1,
+            "top_logprobs": [{"token_id": token_id, "logprob": logprob} for token_id, logprob in one.top],
+        }
+        for one in each.logprobs
     ]
     choice = {
         "index": 0,
@@ -63,22 +69,21 @@ def test_what_only_adds_tokens_becomes_one(events, expected):
     assert parse_events([spelled(each) for each in events]) == expected
 
 
-PLAIN = spelled(event(5, 17))
+USUAL = (spelled(event(5, 17)), spelled(event(5, reason="stop", logprobs=(TokenLogprob(5, -0.5, ((7, -1.5),)),))))
 
 
-@given(st.binary(max_size=3), st.integers(0, len(PLAIN)), st.integers(0, 3))
-def test_the_short_way_reads_what_json_reads_and_nothing_else(noise, at, cut):
-    """Whatever is written over a plain event, both ways agree."""
-    payload = PLAIN[:at] + noise + PLAIN[at + cut :]
+def read_by(parse, payload):
     try:
-        read = parse_event(payload)
+        return parse(payload)
     except EngineError:
-        read = None
-    try:
-        short = parse_events([payload])
-    except EngineError:
-        short = []
-    assert short == ([] if read is None else [read])
+        return "refused"
+
+
+@given(st.sampled_from(USUAL), st.text(max_size=3), st.integers(0, len(USUAL[1])), st.integers(0, 3))
+def test_msgspec_reads_of_an_event_what_the_standard_library_reads(payload, noise, at, cut):
+    """Whatever is written over an event, both agree."""
+    payload = payload[:at] + noise.encode(errors="replace") + payload[at + cut :]
+    assert read_by(parse_event, payload) == read_by(_parse_other, payload)
 
 
 @given(st.lists(st.integers(0, 10**9 - 1), min_size=1, max_size=5))

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
+from typing import NamedTuple
 
 from medley.core.errors import InvalidInputError
 
@@ -78,8 +79,7 @@ MELANGE_GRID = SizeGrid(
 )
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Bucket:
+class Bucket(NamedTuple):
     """Indices of an input range and an output range of a `SizeGrid`."""
 
     input: int

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from medley.core.workload import Bucket, SizeGrid
 
@@ -31,8 +32,7 @@ class RoutingTable:
     shares: Mapping[Bucket, tuple[tuple[str, float], ...]]  # shape key and share > 0
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A replica that may take requests: ready, and not leaving."""
 
     name: str
@@ -53,8 +53,7 @@ class Candidate:
         return self.running < self.max_running
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """The replica that takes the request, and the credit to place the next one with."""
 
     replica: str

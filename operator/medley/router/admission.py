@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from medley.router.attempt import Attempt
+from medley.router.attempt import Attempt, Replica
 from medley.router.fleet import Fleet, Wanted
 
 _RATE_WINDOW_SECONDS = 30.0
@@ -56,6 +56,8 @@ class Admission:
 
     async def place(self, wanted: Wanted, *, resuming: bool) -> Attempt:
         """Wait for a replica with room and count an attempt there. Cancelling leaves nothing behind."""
+        if not self._resuming and not self._new and (replica := self._fleet.place(wanted)) is not None:
+            return self._admit(wanted, replica, resuming=resuming)  # as nearly all
         turn: asyncio.Future[Attempt] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(wanted, turn)
         queue = self._resuming if resuming else self._new
@@ -86,11 +88,15 @@ class Admission:
                     if not any(each.has_room for each in self._fleet.candidates()):
                         break  # for nobody
                     continue
-                waiting.turn.set_result(self._fleet.open(replica, waiting.wanted))
-                if queue is self._new:
-                    self._admitted.append(self._clock())
+                waiting.turn.set_result(self._admit(waiting.wanted, replica, resuming=queue is self._resuming))
             queue.extendleft(reversed(still))
         self._forget()
+
+    def _admit(self, wanted: Wanted, replica: Replica, *, resuming: bool) -> Attempt:
+        if not resuming:
+            self._admitted.append(self._clock())
+            self._forget()
+        return self._fleet.open(replica, wanted)
 
     def _has_room(self, choices: int) -> bool:
         free = sum(max(each.max_running - each.running, 0) for each in self._fleet.candidates())

@@ -10,21 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from json.encoder import encode_basestring_ascii
-from typing import Any
+from typing import Any, NamedTuple
 
 from medley.router.openai_api import Endpoint, RequestError
 from medley.router.parsing import Read
 from medley.router.session import Deliver, Finish
 from medley.router.text import Vocabulary
 from medley.wire.generate import TokenLogprob
+from medley.wire.json_text import write_json
 
 DONE = b"data: [DONE]\n\n"
 _TYPES = {401: "authentication_error", 429: "rate_limit_error", 504: "timeout_error"}
 _SERVER_ERROR = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """What all chunks of one answer have in common."""
 
     endpoint: Endpoint
@@ -125,23 +125,22 @@ class StreamFormat:
             if not part.text:
                 return b""
             return b"".join((self._start, b"%d" % index, self._text, _text(part.text).encode(), self._plain))
-        logprobs = "null"
+        logprobs = b"null"
         if self._logprobs is not None and part.logprobs:
             offset = self._offsets.get(index, 0)
-            logprobs = json.dumps(self._logprobs.json(part.logprobs, offset))
+            logprobs = write_json(self._logprobs.json(part.logprobs, offset))
             self._offsets[index] = offset + len(part.text)
         elif isinstance(part, Deliver) and not part.text:
             return b""
-        reason, stop = "null", ""
+        reason, stop = b"null", b""
         if isinstance(part, Finish):
-            reason = _text(part.finish_reason)
-            stop = f',"stop_reason":{json.dumps(part.stop_reason)}'
-        end = self._end if usage is None else f'}}],"usage":{json.dumps(usage.json())}}}\n\n'.encode()
-        rest = f',"logprobs":{logprobs},"finish_reason":{reason}{stop}'.encode()
+            reason = write_json(part.finish_reason)
+            stop = b',"stop_reason":' + write_json(part.stop_reason)
         content = self._text + _text(part.text).encode() + self._after_text
         if isinstance(part, Finish) and not part.text and self._head.endpoint is Endpoint.CHAT:
             content = b',"delta":{}'
-        return b"".join((self._start, b"%d" % index, content, rest, end))
+        rest = (b',"logprobs":', logprobs, b',"finish_reason":', reason, stop, self._ending(usage))
+        return b"".join((self._start, b"%d" % index, content, *rest))
 
     def read_chunk(self, index: int, read: Read, usage: Usage | None = None) -> bytes:
         """Return the chunk for what an engine's parsers read; empty if there is nothing to show."""
@@ -153,8 +152,10 @@ class StreamFormat:
         choice: dict[str, Any] = {"delta": read.delta, "logprobs": logprobs, "finish_reason": read.finish_reason}
         if read.finish is not None:
             choice["stop_reason"] = read.finish.stop_reason
-        end = self._end if usage is None else f'}}],"usage":{json.dumps(usage.json())}}}\n\n'.encode()
-        return b"".join((self._start, b"%d" % index, b",", json.dumps(choice)[1:-1].encode(), end))
+        return b"".join((self._start, b"%d" % index, b",", write_json(choice)[1:-1], self._ending(usage)))
+
+    def _ending(self, usage: Usage | None) -> bytes:
+        return self._end if usage is None else b'}],"usage":%b}\n\n' % write_json(usage.json())
 
     def usage(self, usage: Usage) -> bytes:
         """Return the last chunk of a stream with `include_usage`."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 
 from medley.core.workload import Bucket
@@ -176,18 +175,24 @@ class Carrier:
         self, conversation: Generator[Command, Event, None], carriage: Carriage, attempt: Attempt, issue: Issue
     ) -> Command:
         """Feed the engine's events to the conversation until it wants something else than to deliver."""
-        async with aclosing(self._engines.generate(attempt.replica.url, issue.call)) as blocks:
-            async for events in blocks:
-                for event in _unmerged(events) if attempt.cut else events:
-                    if isinstance(event, TokenEvent) and event.token_ids:
-                        self._note_tokens(attempt, len(event.token_ids))
-                    command = conversation.send(event)
-                    if isinstance(command, _DELIVERED):
-                        self._note_delivery(carriage, attempt, len(command.token_ids))
-                        carriage.deliver(command)
-                    if not isinstance(command, Deliver):
-                        return command
-        raise AssertionError("the engine client ends with a finish, a fault or a break")
+        command: Command = issue
+
+        def take(events: Sequence[TokenEvent | EngineFault | Broken]) -> bool:
+            nonlocal command
+            for event in _unmerged(events) if attempt.cut else events:
+                if isinstance(event, TokenEvent) and event.token_ids:
+                    self._note_tokens(attempt, len(event.token_ids))
+                command = conversation.send(event)
+                if isinstance(command, _DELIVERED):
+                    self._note_delivery(carriage, attempt, len(command.token_ids))
+                    carriage.deliver(command)
+                if not isinstance(command, Deliver):
+                    return True
+            return False
+
+        await self._engines.generate(attempt.replica.url, issue.call, take)
+        assert not isinstance(command, Issue | Deliver)  # the last it gives is a finish, a fault or a break
+        return command
 
     def _note_issue(self, carriage: Carriage, attempt: Attempt, issue: Issue) -> None:
         self._metrics.issued(attempt.replica.name, self._wall_clock())

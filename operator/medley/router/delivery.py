@@ -7,14 +7,14 @@ its own handler alone: what was made waits in `_Outbox`, never more than the req
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
+from medley.core.workload import MELANGE_GRID
 from medley.router.answers import DONE, Head, LogprobFormat, StreamFormat, Usage, WholeChoice, whole_answer
 from medley.router.attempt import History
 from medley.router.carrier import Carriage, Carrier
@@ -25,6 +25,7 @@ from medley.router.parsing import Asked, Derender, ParsedStream, Read, needs_rea
 from medley.router.session import Abandon, Choice, Deliver, Finish, conversation, resumes_exactly
 from medley.router.text import Vocabulary
 from medley.wire.generate import EngineFault
+from medley.wire.json_text import write_json
 
 RESUME_HEADER = "x-medley-resume"  # exact | approximate: what a cut would do to this request
 
@@ -37,8 +38,7 @@ class Options:
     queue_limit: int = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(NamedTuple):
     """A request that may begin."""
 
     question: Question
@@ -65,13 +65,14 @@ class _Outbox:
         self._loop = asyncio.get_running_loop()
         self._pieces: list[bytes] = []
         self._taker: asyncio.Future[None] | None = None  # who waits for bytes
-        self._closed = False
+        self._begun = self._closed = False
 
-    def put(self, piece: bytes) -> None:
-        """Add bytes; never blocks."""
+    def put(self, piece: bytes, *, last: bool = False) -> None:
+        """Add bytes; never blocks. `last`: the end follows at once; they go out with it, but for a first token."""
         if piece:
             self._pieces.append(piece)
-            self._wake()
+            if not last or not self._begun:
+                self._wake()
 
     def close(self) -> None:
         """No more will come."""
@@ -83,6 +84,7 @@ class _Outbox:
         if not self._pieces and not self._closed:
             self._taker = self._loop.create_future()
             await self._taker
+        self._begun = True
         taken = b"".join(self._pieces)
         self._pieces.clear()
         return taken
@@ -125,33 +127,34 @@ class Delivery:
         carried = asyncio.create_task(self._carry_and_read(ready, deliver, parsers), name=ready.head.id)
         carried.add_done_callback(lambda _: outbox.close())
         try:
+            await asyncio.sleep(0)  # the call goes out before anything else is done
+            response = _EventStream(headers={**self._headers(ready), "Content-Type": "text/event-stream"})
             # Nothing is promised before the first token: a request that fails until then gets a status of its own.
             first = await outbox.take()
             if not first and (fault := carried.result()) is not None:
                 raise RequestError(fault.code, fault.message, fault.param)
-            response = _EventStream(headers=self._headers(ready))
-            response.content_type = "text/event-stream"
             await response.prepare(request)
-            await response.write(first)
-            while piece := await outbox.take():
+            piece = first
+            while piece and not carried.done():
                 await response.write(piece)
+                piece = await outbox.take()
             fault = carried.result()
         finally:
             carried.cancel()  # the client left, or it is done already
-        await response.write_eof(self._ending(form, ready, fault))
+        await response.write_eof(piece + self._ending(form, ready, fault))
         return response
 
     def _deliverer(
         self, ready: Ready, form: StreamFormat, outbox: _Outbox, index: int, parser: ParsedStream | None
     ) -> Deliverer:
         opening = form.opening(index)
-        continuous = _continuous(ready)
+        continuous, alone = _continuous(ready), len(ready.choices) == 1
 
         def deliver(part: Deliver | Finish) -> None:
             nonlocal opening
             ready.usage.completion_tokens += len(part.token_ids)
             if parser is None:
-                outbox.put(opening + form.chunk(index, part, continuous))
+                outbox.put(opening + form.chunk(index, part, continuous), last=alone and isinstance(part, Finish))
             else:
                 outbox.put(opening)
                 parser.feed(part)
@@ -207,9 +210,7 @@ class Delivery:
         if fault is not None:
             raise RequestError(fault.code, fault.message, fault.param)
         body = whole_answer(ready.head, choices, ready.usage, self._logprobs(ready))
-        return web.Response(
-            body=json.dumps(body).encode(), content_type="application/json", headers=self._headers(ready)
-        )
+        return web.Response(body=write_json(body), content_type="application/json", headers=self._headers(ready))
 
     async def _read_whole(self, ready: Ready, choices: Sequence[WholeChoice]) -> EngineFault | None:
         for choice, made in zip(ready.choices, choices, strict=True):
@@ -228,11 +229,14 @@ class Delivery:
 
     async def _carry(self, ready: Ready, deliver: Sequence[Deliverer]) -> EngineFault | None:
         """Carry all choices to their ends; return the first fault, which ends them all."""
-        grid = None if self._fleet.view.table is None else self._fleet.view.table.grid
+        grid = MELANGE_GRID if self._fleet.view.table is None else self._fleet.view.table.grid
+        loop = asyncio.get_running_loop()
         deadline = ready.arrived + self._options.request_timeout.total_seconds()
         carriages = []
         for choice, each in zip(ready.choices, deliver, strict=True):
-            bucket = self._metrics.asked(grid, len(choice.rendered.token_ids), choice.rendered.max_tokens)
+            sizes = len(choice.rendered.token_ids), choice.rendered.max_tokens
+            bucket = grid.bucket(*sizes)
+            loop.call_soon(self._metrics.asked, grid, *sizes)  # once the call went out
             carriage = Carriage(bucket, History(choice), ready.arrived, deadline, each)
             carriage.keys, carriage.per_minute = carriage.history.keys(), self._fleet.sizes.arrived(bucket)
             carriages.append(carriage)

@@ -5,9 +5,12 @@ Called by `carrier` and `server`. Translates what can go wrong with a connection
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,6 +19,7 @@ from pydantic import ValidationError
 
 from medley.core.errors import EngineError, InvalidInputError
 from medley.core.identity import Role, dns_name
+from medley.router.calls import CONNECT_SECONDS, Answer, Calls, Trust, UnreachableError
 from medley.router.openai_api import Endpoint
 from medley.router.session import Broken, Cause
 from medley.tls.keyring import Keyring
@@ -35,6 +39,7 @@ from medley.wire.generate import (
     parse_fault,
     parse_rendered,
 )
+from medley.wire.json_text import read_json, write_json
 from medley.wire.ticket import (
     EXPORT_PATH,
     RELEASE_PATH,
@@ -51,18 +56,15 @@ from medley.wire.ticket import (
 
 _Answer = TypeVar("_Answer", bound=Message)
 
-CONNECT_SECONDS = 3.0  # a machine that is gone does not refuse, it says nothing
+# Takes the events that came together; True: it wants no more.
+Taker = Callable[[Sequence[TokenEvent | EngineFault | Broken]], bool]
+
 PROBE_SECONDS = 5.0
 EXPORT_SECONDS = 5.0
 RENDER_SECONDS = 30.0
 _OK = 200
 _NOT_FOUND = 404
 _SERVER_ERROR = 500
-_READ_BUFFER_BYTES = 2**16
-_UNBOUNDED = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)  # silence is judged by `fleet`
-
-# What went wrong with a connection, or with what came over it.
-_CONNECTION_ERRORS = (aiohttp.ClientError, ConnectionError, OSError, EngineError, TimeoutError)
 
 
 def key_file(path: Path | None) -> Callable[[], str | None]:
@@ -88,7 +90,7 @@ class Served(NamedTuple):
 
 
 class EngineClient:
-    """Talks to engines over one connection pool; with a keyring, by mutual TLS."""
+    """Talks to engines over kept connections; with a keyring, by mutual TLS."""
 
     def __init__(
         self, session: aiohttp.ClientSession, key: Callable[[], str | None], keyring: Keyring | None = None
@@ -96,67 +98,84 @@ class EngineClient:
         self._session = session
         self._key = key
         self._keyring = keyring
+        self._calls = Calls(self._trust)
+
+    def close(self) -> None:
+        """Close the connections of calls."""
+        self._calls.close()
+
+    def _trust(self) -> Trust:
+        # The newest certificates for each new connection; those that are open keep theirs.
+        if self._keyring is None:
+            return Trust(_public(), None)
+        return Trust(self._keyring.client, dns_name(Role.ENGINE))
 
     @property
     def scheme(self) -> str:
         """How URLs of engines begin, of all ports but the open one."""
         return "http" if self._keyring is None else "https"
 
-    async def generate(
-        self, url: str, call: GenerateCall
-    ) -> AsyncGenerator[Sequence[TokenEvent | EngineFault | Broken]]:
-        """Yield the events of a call as they come, those that came together in one list; the last may be `Broken`.
+    async def generate(self, url: str, call: GenerateCall, take: Taker) -> None:
+        """Give `take` the events of a call as they come, until it says that it has enough: the engine's work ends then.
 
-        Ends after an event with a finish reason, a fault or a break. Closing the generator aborts the request.
+        Those that came together come in one list. The last may be a fault or `Broken`; none comes after either.
         """
-        accepted = False
-        splitter = EventSplitter()
+        answer: Answer | None = None
+        splitter, ended = EventSplitter(), False
+
+        def read(block: bytes) -> bool:
+            nonlocal ended
+            events = parse_events(splitter.feed(block))
+            if not events:
+                return False
+            ended = _is_an_end(events[-1])
+            return take(events)
+
+        last: EngineFault | Broken | None = None
         try:
-            async with self._request(
-                "POST",
-                url + GENERATE_PATH,
-                data=call.body(),
-                timeout=_UNBOUNDED,
-                read_bufsize=_READ_BUFFER_BYTES,
-            ) as response:
-                if response.status != _OK:
-                    yield [parse_fault(response.status, await response.read())]
-                    return
-                accepted = True
-                while block := await response.content.readany():
-                    events = parse_events(splitter.feed(block))
-                    if events:
-                        yield events
-        except aiohttp.ClientConnectorError:
-            yield [Broken(Cause.UNREACHABLE, accepted=False)]
-        except aiohttp.ConnectionTimeoutError:
-            yield [Broken(Cause.UNREACHABLE, accepted=False)]
+            # Without a timeout: silence is judged by `fleet`.
+            answer = await self._calls.post(url, GENERATE_PATH, self._key(), call.body())
+            if answer.status != _OK:
+                last = parse_fault(answer.status, await answer.read())
+            elif not await answer.feed(read):
+                last = Broken(Cause.CONNECTION, accepted=True)  # the end came before a finish reason
+        except UnreachableError:
+            last = Broken(Cause.UNREACHABLE, accepted=False)
         except EngineError:  # events that are not the protocol
-            yield [Broken(Cause.ENGINE_ERROR, accepted=True)]
-        except (aiohttp.ClientError, OSError):
-            yield [Broken(Cause.CONNECTION, accepted=accepted)]
-        else:
-            yield [Broken(Cause.CONNECTION, accepted=True)]  # the end came before a finish reason
+            last = Broken(Cause.ENGINE_ERROR, accepted=True)
+        except OSError:
+            last = Broken(Cause.CONNECTION, accepted=answer is not None)
+        finally:
+            if answer is not None:
+                answer.leave(ended=ended)
+        if last is not None:
+            take([last])
 
     async def render(
         self, url: str, endpoint: Endpoint, body: Mapping[str, Any]
     ) -> tuple[Rendered, ...] | EngineFault | Broken:
         """Turn a client's body into token ids and sampling parameters, one per prompt."""
         path = RENDER_CHAT_PATH if endpoint is Endpoint.CHAT else RENDER_COMPLETION_PATH
-        timeout = aiohttp.ClientTimeout(total=RENDER_SECONDS, sock_connect=CONNECT_SECONDS)
         try:
-            async with self._request("POST", url + path, data=json.dumps(body).encode(), timeout=timeout) as response:
-                answer = await response.read()
-                if response.status != _OK:
-                    fault = parse_fault(response.status, answer)
-                    return Broken(Cause.ENGINE_ERROR, accepted=True) if _is_the_engines(fault.code) else fault
-            rendered = json.loads(answer)
+            async with asyncio.timeout(RENDER_SECONDS):
+                status, answer = await self._post(url, path, write_json(body))
+            if status != _OK:
+                fault = parse_fault(status, answer)
+                return Broken(Cause.ENGINE_ERROR, accepted=True) if _is_the_engines(fault.code) else fault
+            rendered = read_json(answer)
             made = tuple(parse_rendered(each) for each in (rendered if isinstance(rendered, list) else [rendered]))
             return made or Broken(Cause.ENGINE_ERROR, accepted=True)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+        except UnreachableError:
             return Broken(Cause.UNREACHABLE, accepted=False)
-        except (*_CONNECTION_ERRORS, ValueError, RecursionError):
+        except (EngineError, OSError, ValueError, RecursionError):  # TimeoutError is an OSError
             return Broken(Cause.CONNECTION, accepted=True)
+
+    async def _post(self, url: str, path: str, body: bytes) -> tuple[int, bytes]:
+        answer = await self._calls.post(url, path, self._key(), body)
+        try:
+            return answer.status, await answer.read()
+        finally:
+            answer.leave(ended=False)
 
     async def derender(self, url: str, body: Mapping[str, Any]) -> dict[str, Any] | EngineFault | Broken:
         """Have an engine's parsers read what was made: reasoning, content, tool calls."""
@@ -174,16 +193,16 @@ class EngineClient:
 
     async def run(self, url: str, call: GenerateCall) -> None:
         """Let an engine work through a call whose tokens nobody wants; `EngineError` if it ends otherwise."""
-        async with aclosing(self.generate(url, call)) as blocks:
-            async for events in blocks:
-                for event in events:
-                    match event:
-                        case TokenEvent(finish_reason=None):
-                            pass
-                        case TokenEvent(finish_reason=("stop" | "length")):
-                            return
-                        case _:
-                            raise EngineError(f"running {call.request_id} at {url}: {event}")
+        last: TokenEvent | EngineFault | Broken | None = None
+
+        def take(events: Sequence[TokenEvent | EngineFault | Broken]) -> bool:
+            nonlocal last
+            last = next((each for each in events if not isinstance(each, TokenEvent) or each.finish_reason), None)
+            return last is not None
+
+        await self.generate(url, call, take)
+        if not isinstance(last, TokenEvent) or last.finish_reason not in {"stop", "length"}:
+            raise EngineError(f"running {call.request_id} at {url}: {last}")
 
     async def kv_state(self, url: str) -> KvState | None:
         """Return what an engine says of its KV cache; None if it has not the plugin. `EngineError` if it is silent."""
@@ -236,8 +255,8 @@ class EngineClient:
 
     def _request(self, method: str, url: str, **options: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         if self._keyring is not None:
-            # The newest certificates for each new connection; those that are open keep theirs.
-            options |= {"ssl": self._keyring.client, "server_hostname": dns_name(Role.ENGINE)}
+            trust = self._trust()
+            options |= {"ssl": trust.context, "server_hostname": trust.name}
         return self._session.request(method, url, headers=self._headers(), **options)
 
     def _headers(self) -> dict[str, str]:
@@ -246,6 +265,17 @@ class EngineClient:
         if key:
             headers["Authorization"] = f"Bearer {key}"
         return headers
+
+
+@cache
+def _public() -> ssl.SSLContext:
+    """Return the context for engines that a public authority vouches for."""
+    return ssl.create_default_context()
+
+
+def _is_an_end(event: TokenEvent | EngineFault) -> bool:
+    """Whether an engine says nothing of a call after this."""
+    return isinstance(event, EngineFault) or event.finish_reason is not None
 
 
 def _is_the_engines(code: int) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from medley.core.workload import Bucket
 from medley.planning.routing import Candidate, Credit, Placement, RoutingTable, place
@@ -43,8 +44,7 @@ class Limits:
     first_token: timedelta = timedelta(seconds=60)  # from the call to its first token
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """A place for one attempt."""
 
     bucket: Bucket | None

@@ -127,6 +127,7 @@ async def running(settings: RouterSettings, source: Source | None = None) -> Asy
             await _drain(server, site, settings)
             await runner.cleanup()
             await mover.close()
+            engines.close()
             background.cancel()
             with suppress(asyncio.CancelledError):
                 await background

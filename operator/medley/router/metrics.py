@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -86,6 +88,15 @@ class _Deliveries(Collector):
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class _OfClass:
+    """What is counted of one size class: looking labels up costs the library more than counting."""
+
+    requests: Counter
+    output_tokens: Counter
+    outputs: Callable[[int], Counter]  # by upper edge of what they made
+
+
 class RouterMetrics:
     """The registry of one router and what it counts."""
 
@@ -153,6 +164,7 @@ class RouterMetrics:
             ["how"],
             registry=self.registry,
         )
+        self._of_classes: dict[tuple[int, int], _OfClass] = {}
         for how in ("finished", "carried", "refilled"):
             self._departures.labels(how)
         self._copies = Counter(
@@ -168,7 +180,7 @@ class RouterMetrics:
         """Count a request and return its size class."""
         grid = grid or MELANGE_GRID
         bucket = grid.bucket(prompt_tokens, max_tokens)
-        self._requests.labels(*_edges(grid, bucket)).inc()
+        self._of_class(grid, bucket).requests.inc()
         self._windows.count()
         self._prompt_tokens.inc(prompt_tokens)
         return bucket
@@ -177,8 +189,21 @@ class RouterMetrics:
         """Count a choice that came to its end."""
         grid = grid or MELANGE_GRID
         made = grid.sizes(grid.bucket(1, output_tokens))[1]
-        self._output_tokens.labels(*_edges(grid, bucket)).inc(output_tokens)
-        self._outputs.labels(*_edges(grid, bucket), str(made)).inc()
+        counters = self._of_class(grid, bucket)
+        counters.output_tokens.inc(output_tokens)
+        counters.outputs(made).inc()
+
+    def _of_class(self, grid: SizeGrid, bucket: Bucket) -> _OfClass:
+        edges = grid.sizes(bucket)
+        known = self._of_classes.get(edges)
+        if known is None:
+            labels = tuple(map(str, edges))
+            known = self._of_classes[edges] = _OfClass(
+                self._requests.labels(*labels),
+                self._output_tokens.labels(*labels),
+                cache(lambda made: self._outputs.labels(*labels, str(made))),
+            )
+        return known
 
     def turned_away(self, choices: int) -> None:
         """Count choices that were refused before anybody knew their size."""
@@ -215,8 +240,3 @@ class RouterMetrics:
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
-
-
-def _edges(grid: SizeGrid, bucket: Bucket) -> tuple[str, str]:
-    inputs, outputs = grid.sizes(bucket)
-    return str(inputs), str(outputs)

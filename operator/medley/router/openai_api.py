@@ -8,15 +8,16 @@ checks what needs the model (lengths, token ids, grammars) when it renders the p
 from __future__ import annotations
 
 import json
+import math
 import re
-from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medley.core.errors import MedleyError
 from medley.router.text import TextRules
+from medley.wire.json_text import read_json
 
 MAX_CHOICES = 32  # prompts x n of one request
 _MAX_STOPS = 16
@@ -69,8 +70,7 @@ class Endpoint(StrEnum):
     COMPLETION = "text_completion"
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """A client's request, checked."""
 
     endpoint: Endpoint
@@ -85,7 +85,7 @@ class Question:
     top_logprobs: int | None  # None: no log probabilities
     rules: TextRules
     calls_tools: bool = False  # its answer may hold tool calls
-    ignored: tuple[str, ...] = field(default=())  # parameters without effect here
+    ignored: tuple[str, ...] = ()  # parameters without effect here
 
 
 class _StreamOptions(BaseModel):
@@ -175,19 +175,21 @@ class _Completion(_Common):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
 
+_NO_OPTIONS = _StreamOptions()
 _IN_A_UNION = re.compile(r"[\[-]|^(str|int)$")
 _ROUTERS_OWN = frozenset({"stream", "stream_options", "seed", "n", "stop"})
-_WITHOUT_EFFECT = (
+_WITHOUT_EFFECT = frozenset({
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
     "modalities", "verbosity",
-)  # fmt: skip
+})  # fmt: skip
+_NOT_RENDERED = _ROUTERS_OWN | _WITHOUT_EFFECT
 
 
 def parse_question(raw: bytes, endpoint: Endpoint) -> Question:
     """Parse a request body; `RequestError` (400) names the parameter at fault."""
     body = _json(raw)
     _refuse_internal(body)
-    for name in UNSUPPORTED.keys() & body.keys():
+    for name in [each for each in body if each in UNSUPPORTED]:
         if body[name] is not None and body[name] is not False and body[name] not in ([], "none"):
             raise RequestError(400, f"{name}: {UNSUPPORTED[name]}", name, "unsupported_parameter")
         del body[name]
@@ -215,11 +217,11 @@ def _question(asked: _Chat | _Completion, body: dict[str, Any], endpoint: Endpoi
     if prompts * n > MAX_CHOICES:
         raise RequestError(400, f"n: at most {MAX_CHOICES} choices (prompts x n) per request, got {prompts * n}", "n")
     stops = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
-    options = asked.stream_options or _StreamOptions()
+    options = asked.stream_options or _NO_OPTIONS
     return Question(
         endpoint=endpoint,
         model=asked.model,
-        body={k: v for k, v in body.items() if v is not None and k not in _ROUTERS_OWN and k not in _WITHOUT_EFFECT},
+        body={k: v for k, v in body.items() if v is not None and k not in _NOT_RENDERED},
         prompts=prompts,
         n=n,
         stream=stream,
@@ -234,7 +236,7 @@ def _question(asked: _Chat | _Completion, body: dict[str, Any], endpoint: Endpoi
             min_tokens=asked.min_tokens or 0,
         ),
         calls_tools=isinstance(asked, _Chat) and bool(asked.tools) and asked.tool_choice != "none",
-        ignored=tuple([name for name in _WITHOUT_EFFECT if body.get(name) is not None]),
+        ignored=tuple([name for name in body if name in _WITHOUT_EFFECT and body[name] is not None]),
     )
 
 
@@ -250,7 +252,7 @@ def _count_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> int
 
 def _json(raw: bytes) -> dict[str, Any]:
     try:
-        body = _DECODER.decode(raw.decode(json.detect_encoding(raw), "surrogatepass"))
+        body = read_json(raw, _read_by_the_book)
     except RecursionError as error:
         raise RequestError(400, "the body is nested too deeply") from error
     except ValueError as error:  # not JSON, or not UTF-8
@@ -260,14 +262,24 @@ def _json(raw: bytes) -> dict[str, Any]:
     return body
 
 
+def _read_by_the_book(raw: bytes) -> Any:
+    return _DECODER.decode(raw.decode(json.detect_encoding(raw), "surrogatepass"))
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text} is too large a number")
+    return number
 
 
-_NESTED = (dict, list)  # a tuple: a union would be made anew for each of a long prompt's token ids
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+
+
+_NESTED = frozenset({dict, list})
 
 
 def _refuse_internal(body: dict[str, Any]) -> None:
@@ -276,11 +288,12 @@ def _refuse_internal(body: dict[str, Any]) -> None:
     while left:
         here = left.pop()
         if isinstance(here, dict):
-            for name in INTERNAL_FIELDS & here.keys():
+            if not INTERNAL_FIELDS.isdisjoint(here):
+                name = next(each for each in here if each in INTERNAL_FIELDS)
                 raise RequestError(400, f"{name}: an internal field that clients may not set; leave it out", name)
             left.extend(here.values())
-        elif isinstance(here, list):
-            left.extend([each for each in here if isinstance(each, _NESTED)])
+        elif isinstance(here, list) and not _NESTED.isdisjoint(map(type, here)):  # not thousands of token ids
+            left.extend(here)
 
 
 def _refuse(error: ValidationError) -> NoReturn:

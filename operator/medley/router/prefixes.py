@@ -16,6 +16,7 @@ MOST_BLOCKS = 65_536  # two million tokens; about 20 MB
 _MOST_BLOCKS_OF_ONE = 512
 
 Keys = tuple[int, ...]
+_NOBODY: frozenset[str] = frozenset()
 
 
 class PrefixIndex:
@@ -33,7 +34,7 @@ class PrefixIndex:
         found: dict[str, int] = {}
         alive: set[str] = set()
         for depth, key in enumerate(keys):
-            here = self._nodes.get(key, frozenset[str]())
+            here = self._nodes.get(key, _NOBODY)
             for name in alive - here if depth else ():
                 found[name] = depth * BLOCK_TOKENS
             alive = alive & here if depth else set(here)

@@ -8,10 +8,9 @@ request costs no round trip.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from medley.router.engine_client import EngineClient
@@ -19,6 +18,7 @@ from medley.router.fleet import Fleet
 from medley.router.openai_api import Endpoint, Question, RequestError
 from medley.router.session import Broken
 from medley.wire.generate import EngineFault, Rendered
+from medley.wire.json_text import canonical
 
 _PAUSE_SECONDS = 0.2
 # Engines may be replaced by others with other defaults; replicas of another name are seen at once.
@@ -47,7 +47,7 @@ class Rendering:
         self, fleet: Fleet, engines: EngineClient, missing: Callable[[], str | None], *, clock: Callable[[], float]
     ) -> None:
         self._fleet, self._engines, self._missing, self._clock = fleet, engines, missing, clock
-        self._remembered: OrderedDict[str, _Remembered] = OrderedDict()
+        self._remembered: OrderedDict[bytes, _Remembered] = OrderedDict()
 
     async def render(
         self, question: Question, model: Callable[[], str | None], adapter: str | None, deadline: float
@@ -102,7 +102,7 @@ class Rendering:
         name = min(able, key=lambda each: (each.name == tried, each.running, each.name)).name
         return name, self._fleet.view.replicas[name].url
 
-    def _recall(self, key: str, question: Question) -> tuple[Rendered, ...] | None:
+    def _recall(self, key: bytes, question: Question) -> tuple[Rendered, ...] | None:
         known = self._remembered.get(key)
         prompts = _prompts(question)
         if known is None or prompts is None or self._clock() > known.until:
@@ -115,9 +115,9 @@ class Rendering:
         if any(len(prompt) + most > longest for prompt in prompts):
             return None
         self._remembered.move_to_end(key)
-        return tuple(replace(known.rendered, token_ids=tuple(prompt)) for prompt in prompts)
+        return tuple(known.rendered._replace(token_ids=tuple(prompt)) for prompt in prompts)
 
-    def _remember(self, key: str, question: Question, answer: tuple[Rendered, ...]) -> None:
+    def _remember(self, key: bytes, question: Question, answer: tuple[Rendered, ...]) -> None:
         prompts = _prompts(question)
         if prompts is None or tuple(each.token_ids for each in answer) != tuple(map(tuple, prompts)):
             return
@@ -140,10 +140,10 @@ def _prompts(question: Question) -> list[list[int]] | None:
     return prompt if all(isinstance(each, list) for each in prompt) else None
 
 
-def _key(question: Question, adapter: str | None) -> str | None:
+def _key(question: Question, adapter: str | None) -> bytes | None:
     """Return what a rendered request depends on beside its prompt; None if only an engine knows."""
     body = question.body
     if _prompts(question) is None or body.get("max_tokens") is None or body.get("truncate_prompt_tokens") is not None:
         return None
     rest = {name: value for name, value in body.items() if name not in {"prompt", "model"}}
-    return json.dumps([adapter, rest], sort_keys=True)
+    return canonical((adapter, rest))

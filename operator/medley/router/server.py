@@ -178,9 +178,11 @@ class RouterServer:
         vocabulary, model = self._serving.vocabulary, self._serving.model
         assert vocabulary is not None
         assert model is not None
-        seed = self._chance(_SEEDS) if question.seed is None else question.seed
+        number, seed = divmod(self._chance(2**128 * _SEEDS), _SEEDS)  # one draw: each is a system call
+        if question.seed is not None:
+            seed = question.seed
         chat = question.endpoint is Endpoint.CHAT
-        name = f"{'chatcmpl' if chat else 'cmpl'}-{self._chance(2**64):016x}{self._chance(2**64):016x}"
+        name = f"{'chatcmpl' if chat else 'cmpl'}-{number:032x}"
         choices = tuple(
             Choice(f"{name}-{p * question.n + n}", prompt, _seed(seed, n), question.rules, adapter)
             for p, prompt in enumerate(rendered)

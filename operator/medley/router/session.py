@@ -9,7 +9,6 @@ once; an engine is only asked for what follows. No I/O, no clock.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -55,8 +54,7 @@ class ResumeMode(StrEnum):
     REPLAY = "replay"  # the same seed from the start; committed tokens are made again, checked and dropped
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """What one choice is made from."""
 
     request_id: str

@@ -121,6 +121,8 @@ def _url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise InvalidInputError("--engine", f"expected a URL such as http://10.0.0.5:8000, got {text!r}")
+    if "@" in parts.netloc:
+        raise InvalidInputError("--engine", "a URL with a user or password; give the key by --engine-key-file")
     return text.rstrip("/")
 
 

@@ -7,7 +7,6 @@ or a character of several tokens that straddles a cut is seen whole. Pure comput
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
@@ -72,8 +71,7 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTE_OF = _byte_alphabet()
 
 
-@dataclass(frozen=True, slots=True)
-class TextRules:
+class TextRules(NamedTuple):
     """How a client wants its text."""
 
     stop: tuple[str, ...] = ()

@@ -8,12 +8,13 @@ the router and by its stub engine. Only the fields that medley uses are parsed; 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
 
 from medley.core.errors import EngineError
+from medley.wire.json_text import REFUSED, write_json
 from medley.wire.ticket import TICKET_PARAMETER, Ticket
 
 GENERATE_PATH = "/inference/v1/generate"
@@ -40,19 +41,7 @@ _NOT_SAMPLED = frozenset({
 })  # fmt: skip
 
 
-# An event that brings tokens and nothing else, just as vLLM writes it: nearly all are, and this reads them in a quarter
-# of the time. Anything else, and anything that differs by a byte, is parsed.
-_PLAIN_EVENT = re.compile(
-    rb'\{"request_id":"[\w.-]*","usage":null,"output_mode":"tokens","choices":\[\{"index":0,(?:"logprobs":null,)?'
-    rb'"finish_reason":null,"stop_reason":null,"token_ids":\[((?:0|[1-9]\d{0,8})(?:,(?:0|[1-9]\d{0,8}))*)\]'
-    rb'(?:,"routed_experts":null)?(?:,"sampling_mask":null)?(?:,"weight_versions":null)?(?:,"logprobs":null)?\}\]\}'
-)
-
-_compact = json.JSONEncoder(separators=(",", ":")).encode
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
+class Rendered(NamedTuple):
     """A client's request as the engine understands it: one prompt, resolved against the model's defaults."""
 
     token_ids: tuple[int, ...]
@@ -62,8 +51,7 @@ class Rendered:
     attachments: Mapping[str, Any]  # multimodal features, cache salt and the like: sent back to the engine as they came
 
 
-@dataclass(frozen=True, slots=True)
-class GenerateCall:
+class GenerateCall(NamedTuple):
     """One `POST /inference/v1/generate`."""
 
     request_id: str
@@ -86,7 +74,7 @@ class GenerateCall:
             body["model"] = self.model
         if self.ticket is not None:
             body["kv_transfer_params"] = {TICKET_PARAMETER: self.ticket.model_dump(mode="json")}
-        return _compact(body).encode()
+        return write_json(body)
 
 
 class TokenLogprob(NamedTuple):
@@ -129,36 +117,89 @@ def parse_rendered(answer: Mapping[str, Any]) -> Rendered:
         raise EngineError(f"reading a rendered request: expected token_ids and sampling_params, {error!r}") from error
 
 
+class _Top(msgspec.Struct, gc=False):
+    token_id: int
+    logprob: float
+
+
+class _Entry(msgspec.Struct, gc=False):
+    token_id: int
+    logprob: float
+    top_logprobs: list[_Top] | None = None
+
+
+class _Logprobs(msgspec.Struct, gc=False):
+    content: list[_Entry] | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    token_ids: list[Annotated[int, msgspec.Meta(ge=0)]] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Event(msgspec.Struct, gc=False):
+    choices: list[_Choice]
+
+
+_DECODER = msgspec.json.Decoder(_Event)
+
+
 def parse_events(payloads: Sequence[bytes]) -> list[TokenEvent | EngineFault]:
     """Parse what came in one read; events that only add tokens become one, so that a reader that is behind catches up.
 
+    An end that is no finish stays by itself, since what it carries may not count.
     Raises `EngineError` if any of them is not the protocol.
     """
     made: list[TokenEvent | EngineFault] = []
-    token_ids: list[int] = []
     for payload in payloads:
-        plain = _PLAIN_EVENT.fullmatch(payload)
-        if plain is not None:
-            token_ids += map(int, plain[1].split(b","))
-            continue
         event = parse_event(payload)
         if event is None:
             continue
-        if token_ids:
-            made.append(TokenEvent(token_ids, None, None, ()))
-            token_ids = []
-        made.append(event)
-    if token_ids:
-        made.append(TokenEvent(token_ids, None, None, ()))
-    return _merged(made) if len(made) > 1 else made
+        last = made[-1] if made else None
+        if (
+            isinstance(event, TokenEvent)
+            and isinstance(last, TokenEvent)
+            and last.finish_reason is None
+            and event.finish_reason not in {FINISHED_BY_ABORT, FINISHED_BY_ERROR}
+        ):
+            last.token_ids.extend(event.token_ids)
+            _, reason, stop_reason, logprobs = event
+            made[-1] = TokenEvent(last.token_ids, reason, stop_reason, last.logprobs + logprobs)
+        else:
+            made.append(event)
+    return made
 
 
 def parse_event(payload: bytes) -> TokenEvent | EngineFault | None:
     """Parse the data of one server-sent event; None if it carries no tokens (`[DONE]`, usage)."""
+    try:
+        choices = _DECODER.decode(payload).choices
+    except REFUSED:
+        return _parse_other(payload)
+    if not choices:
+        return _parse_other(payload)
+    choice = choices[0]
+    logprobs = choice.logprobs.content if choice.logprobs else None
+    return TokenEvent(
+        choice.token_ids or [], choice.finish_reason, choice.stop_reason, tuple(map(_logprob, logprobs or ()))
+    )
+
+
+def _logprob(entry: _Entry) -> TokenLogprob:
+    top = entry.top_logprobs
+    return TokenLogprob(
+        entry.token_id, entry.logprob, tuple([(each.token_id, each.logprob) for each in top]) if top else ()
+    )
+
+
+def _parse_other(payload: bytes) -> TokenEvent | EngineFault | None:
+    """Parse an event that is not the usual one: an end, a fault, or JSON that only the standard library takes."""
     if payload == b"[DONE]":
         return None
     try:
-        event = json.loads(payload.decode())  # of text it need not guess the encoding
+        event = json.loads(payload.decode())
         choices = event.get("choices")
         if not choices:
             return _fault(event["error"]) if "error" in event else None
@@ -217,28 +258,6 @@ def _logprobs(content: Sequence[Mapping[str, Any]]) -> tuple[TokenLogprob, ...]:
         )
         for entry in content
     ])  # fmt: skip
-
-
-def _merged(events: Sequence[TokenEvent | EngineFault]) -> list[TokenEvent | EngineFault]:
-    """Return the events with those that only add tokens made one.
-
-    An end that is no finish stays by itself, since what it carries may not count.
-    """
-    made: list[TokenEvent | EngineFault] = []
-    for event in events:
-        last = made[-1] if made else None
-        if (
-            isinstance(event, TokenEvent)
-            and isinstance(last, TokenEvent)
-            and last.finish_reason is None
-            and event.finish_reason not in {FINISHED_BY_ABORT, FINISHED_BY_ERROR}
-        ):
-            made[-1] = event._replace(
-                token_ids=last.token_ids + event.token_ids, logprobs=last.logprobs + event.logprobs
-            )
-        else:
-            made.append(event)
-    return made
 
 
 class EventSplitter:
