@@ -309,6 +309,10 @@ class StubEngine:
             sampling["logprobs"] = top
         answers = []
         for ids in prompts:
+            if len(ids) >= self.max_model_len:
+                message = f"The prompt has {len(ids)} tokens, the model takes fewer than {self.max_model_len}."
+                error = {"message": message, "type": "BadRequestError", "param": "input_tokens", "code": 400}
+                return web.json_response({"error": error}, status=400)
             most = limit if limit is not None else self.max_model_len - len(ids)
             # As vLLM does, what equals its default is left out.
             answers.append(

@@ -10,7 +10,7 @@ from datetime import timedelta
 import aiohttp
 import pytest
 from aiohttp import web
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from medley.router.fleet import FleetView, Limits, Replica
@@ -78,6 +78,7 @@ async def stage(tokenizer_file):
 
 
 @shared
+@example(PATHS[0], json.dumps({"messages": [{"role": "user", "content": "too long" * 50}]}).encode())
 @given(st.sampled_from(PATHS), bodies)
 async def test_any_body_gets_an_answer_or_an_error_of_openais_shape(stage, path, body):
     async with asyncio.timeout(60), stage.session.post(stage.url + path, data=body) as answer:
