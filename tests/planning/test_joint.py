@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from medley.core.accelerators import Market
@@ -127,6 +127,7 @@ def test_a_name_is_given_once():
 
 
 @settings(max_examples=12)
+@example([(1, 1.5), (2, 2.0), (2, 2.0)], 3)
 @given(
     st.lists(st.tuples(st.integers(1, 3), st.sampled_from([1.5, 2.0, 4.0])), min_size=2, max_size=3),
     st.integers(0, 6),

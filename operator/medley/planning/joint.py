@@ -38,6 +38,8 @@ ROUNDS = 12
 _REACH, _FURTHER, _NEARER = 0.02, 2.0, 0.5
 # Rounds without any plan that was not known end the search.
 _IDLE = 2
+# Prices at which a tie between having and doing without is decided for having, in parts of the price.
+_BELOW = 0.98
 # Services that are priced side by side: the solver lets other threads run, and takes up to 100 MB for each.
 _AT_ONCE = 2
 
@@ -183,6 +185,8 @@ class _Search:
             if not self.near and (idle or last):
                 self.polish()
             idle = idle + 1 if len(self.known) == known else 0
+        if not self.near and self.best is not None:
+            self.break_ties(best_prices)
         return best_prices
 
     def priced(self, prices: Numbers, *, rough: bool = False) -> list[Plan]:
@@ -257,6 +261,15 @@ class _Search:
             if again is not None:
                 self.known.keep(place, again)
                 self.offer([*self.best[:place], again, *self.best[place + 1 :]])
+
+    def break_ties(self, prices: Numbers) -> None:
+        """Offer what comes of prices a little lower: at the best ones a plan often costs what doing without does."""
+        below = prices * _BELOW
+        wished = self.priced(below, rough=True)
+        for first in range(len(self.sharers)):
+            if not self.near:
+                self.offer(self.in_turn(below, wished, first, rough=True))
+        self.offer(self.known.together())
 
     def shortfall(self, plans: Sequence[Plan]) -> tuple[Any, ...]:
         """Return what compares plans that do not meet all: unserved parts by priority, then cost."""
