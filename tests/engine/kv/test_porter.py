@@ -148,10 +148,12 @@ def test_a_porter_leaves_a_bound_model_its_processor(engines, aside):
     try:
         porter = Errands(HOST, lambda _: Answer(ok=False, reason="nothing is given"), aside=aside)
         found = os.sched_getaffinity(porter.process_id)
+        yields = os.getpriority(os.PRIO_PROCESS, porter.process_id) - os.getpriority(os.PRIO_PROCESS, 0)
     finally:
         os.sched_setaffinity(0, everywhere)
     porter.close()
     assert found == ((everywhere - bound or bound) if aside else bound)
+    assert yields == (5 if aside else 0)
 
 
 def test_a_porter_that_dies_is_replaced(engines):

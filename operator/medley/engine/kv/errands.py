@@ -13,7 +13,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final
+
+import numpy as np
 
 from medley.engine.kv.channels import Channels, Errand, Part, Staging
 from medley.engine.kv.connections import Connection
@@ -30,6 +33,8 @@ from medley.engine.kv.server import Payload
 
 _LOG: Final = logging.getLogger("vllm.medley.kv")
 _LOOK_S: Final = 0.1  # between two looks whether a load is still wanted
+_MUCH: Final = 1 << 18  # bytes
+_YIELDING: Final = 5  # niceness beyond the worker's
 _AGAIN_S: Final = 1.0  # until a porter that ended is started anew
 
 
@@ -158,7 +163,9 @@ class Errands:
 
 
 def _step_aside(process: int) -> None:
-    """Move a process off the processors of this thread, which binds itself where its model runs."""
+    """Let a process yield to a model on the CPU, and move it off the processors that this thread is bound to."""
+    with suppress(ProcessLookupError):  # it is over already
+        os.setpriority(os.PRIO_PROCESS, process, min(os.getpriority(os.PRIO_PROCESS, 0) + _YIELDING, 19))
     others = set(range(os.cpu_count() or 1)) - os.sched_getaffinity(0)
     if not others:
         return
@@ -166,6 +173,14 @@ def _step_aside(process: int) -> None:
         os.sched_setaffinity(process, others)
     except OSError as error:  # the others are not this container's, or the process is over already
         _LOG.info("medley: blocks are carried on the model's own processors: %s", error)
+
+
+def _copy(into: memoryview, source: memoryview) -> None:
+    """Copy; of much, numpy does it without Python's lock, so that the model goes on meanwhile."""
+    if len(source) < _MUCH:
+        into[:] = source
+    else:
+        np.copyto(np.frombuffer(into, np.uint8), np.frombuffer(source, np.uint8))
 
 
 class _Pieces:
@@ -185,7 +200,7 @@ class _Pieces:
                     break
                 self._rest = following
             size = min(len(self._rest), len(into) - done)
-            into[done : done + size] = self._rest[:size]
+            _copy(into[done : done + size], self._rest[:size])
             self._rest, done = self._rest[size:], done + size
         return done
 
@@ -196,7 +211,7 @@ class _Pieces:
             if not self._rest:
                 self._rest = next(self._pieces)
             size = min(len(self._rest), len(source) - done)
-            self._rest[:size] = source[done : done + size]
+            _copy(self._rest[:size], source[done : done + size])
             self._rest, done = self._rest[size:], done + size
 
     def end(self) -> None:
