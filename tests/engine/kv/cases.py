@@ -15,17 +15,21 @@ import aiohttp
 
 from medley.wire.generate import TokenEvent
 
-TOKENS, PROMPT_TOKENS, PROMPT_WORDS = 128, 300, 80
+TOKENS, PROMPT_TOKENS, PROMPT_WORDS = 192, 300, 80
+# Of streams that end by themselves; a model of chaos puts as much white space between words as it may.
+FEWEST_TOKENS, MOST_TOKENS = 120, 256
 # Two likeliest tokens as close as this may change places between sizes that add in another order.
 LEAST_GAP = 1e-4
 _VOCABULARY = range(3, 512)  # without begin, end and padding
 
-_INTEGERS = {"type": "integer", "minimum": 100, "maximum": 999}
-_OBJECT = {
-    "type": "object", "additionalProperties": False, "required": ["a"],
-    "properties": {"a": {"type": "array", "minItems": 20, "maxItems": 20, "items": _INTEGERS}},
-}  # fmt: skip
-_TOOL = {"type": "function", "function": {"name": "count", "strict": True, "parameters": _OBJECT}}
+
+def _schema(integers: int) -> dict[str, object]:
+    each = {"type": "integer", "minimum": 100, "maximum": 999}
+    array = {"type": "array", "minItems": integers, "maxItems": integers, "items": each}
+    return {"type": "object", "additionalProperties": False, "required": ["a"], "properties": {"a": array}}
+
+
+_TOOL = {"type": "function", "function": {"name": "count", "strict": True, "parameters": _schema(9)}}
 AHEAD = "a copy ahead"  # greedy, without the router
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 
@@ -50,9 +54,7 @@ KINDS = {
     "seeded": Kind({"temperature": 1.0, "seed": 7}, screened=False),
     "penalties": Kind({"presence_penalty": 1.5, "frequency_penalty": 0.7, "repetition_penalty": 1.2}),
     "regex": Kind({"structured_outputs": {"regex": "(ab|ba|fox)( (the|lazy) [a-z]{3}){60}"}}),
-    "json schema": Kind(
-        {"structured_outputs": {"json": _OBJECT, "disable_any_whitespace": True}, "ignore_eos": False}, ends=True
-    ),
+    "json schema": Kind({"structured_outputs": {"json": _schema(12)}, "ignore_eos": False}, ends=True),
     "stop string": Kind(stops=True),
     "logprobs": Kind({"logprobs": 2}),
     "tool call": Kind({"tools": [_TOOL], "tool_choice": "required", "ignore_eos": False}, CHAT, ends=True),
@@ -67,7 +69,7 @@ def prompt_tokens(name: str) -> list[int]:
 def body(kind: Kind, name: str, salt: str, **more: object) -> dict[str, object]:
     """The request of a case. Equal salts share cached blocks, others do not."""
     asked = {
-        "max_tokens": 3 * TOKENS if kind.ends else TOKENS, "temperature": 0, "ignore_eos": True, "cache_salt": salt, "stream": True,
+        "max_tokens": MOST_TOKENS if kind.ends else TOKENS, "temperature": 0, "ignore_eos": True, "cache_salt": salt, "stream": True,
     } | kind.sampling | more  # fmt: skip
     if kind.path == COMPLETION:
         return {"prompt": prompt_tokens(name), **asked}
@@ -134,7 +136,7 @@ def least_gap(events: Sequence[TokenEvent]) -> float:
 def stop_within(text: str) -> str:
     """A string that begins with the first tokens of a text and ends near its end: any cut falls into it."""
     begin = len(text) // 40
-    return text[begin : min(len(text) * 4 // 5, begin + 1000)]
+    return text[begin : min(len(text) * 9 // 10, begin + 1000)]
 
 
 def same(one: Sequence[Said], other: Sequence[Said]) -> bool:
