@@ -7,15 +7,15 @@ part of what the streams still take here and now, since they are not to end in t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import aiohttp
 
-from medley.router.attempt import Attempt
+from medley.router.attempt import Attempt, Way
 from medley.router.engine_client import EngineClient
 from medley.router.fleet import Fleet, FleetView, Limits, Replica
 from medley.router.leaving import Knowledge
@@ -72,6 +72,23 @@ class Moving:
             for line in lines
             if line.startswith(("medley_router_departures_total", "medley_router_pause_seconds"))
         }
+
+    @contextmanager
+    def insisting(self, target: str) -> Iterator[None]:
+        """Carry all streams of who leaves to this engine, one after the other and at once, however they are planned."""
+        leaving = self.fleet.leaving
+        planned = leaving._plan
+
+        def plan(_name, _notice, here, _room, _replicas) -> None:
+            now = asyncio.get_running_loop().time()
+            for attempt in here:
+                attempt.way = attempt.way or Way(target, carried=True, copy_at=now, cut_at=now)
+
+        leaving._plan = plan
+        try:
+            yield
+        finally:
+            leaving._plan = planned
 
     def forget(self) -> None:
         """Look only at what follows."""
@@ -156,17 +173,3 @@ async def until(holds: Callable[[], object], *, every: float = 0.05) -> None:
 def how(counted: dict[str, float]) -> dict[str, int]:
     """Of the streams that left, how many went in which way."""
     return {kind: int(counted[f'medley_router_departures_total{{how="{kind}"}}']) for kind in HOWS}
-
-
-def since(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    return {name: after[name] - before.get(name, 0.0) for name in after}
-
-
-async def unpinned(engine: Engine) -> None:
-    """Wait until an engine has all its blocks back."""
-    for _ in range(600):
-        state = await engine.state()
-        if not state["exports"] and state["free_blocks"] == state["total_blocks"]:
-            return
-        await asyncio.sleep(0.1)
-    raise AssertionError(state)

@@ -11,9 +11,9 @@ import pytest
 import pytest_asyncio
 
 from e2e.vllm_venv import ensure_venv
-from tests.engine.kv.engines import engines
+from tests.engine.kv.engines import engines, since, unpinned
 from tests.model import ensure_model
-from tests.router.moving import how, moving, since, unpinned, until
+from tests.router.moving import how, moving, until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module")]
 

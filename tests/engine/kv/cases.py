@@ -15,9 +15,9 @@ import aiohttp
 
 from medley.wire.generate import TokenEvent
 
-TOKENS, PROMPT_TOKENS, PROMPT_WORDS = 192, 300, 80
+TOKENS, PROMPT_TOKENS, PROMPT_WORDS = 400, 300, 80
 # Of streams that end by themselves; a model of chaos puts as much white space between words as it may.
-FEWEST_TOKENS, MOST_TOKENS = 120, 256
+FEWEST_TOKENS, MOST_TOKENS = 220, 400
 # Two likeliest tokens as close as this may change places between sizes that add in another order.
 LEAST_GAP = 1e-4
 _VOCABULARY = range(3, 512)  # without begin, end and padding
@@ -29,8 +29,10 @@ def _schema(integers: int) -> dict[str, object]:
     return {"type": "object", "additionalProperties": False, "required": ["a"], "properties": {"a": array}}
 
 
-_TOOL = {"type": "function", "function": {"name": "count", "strict": True, "parameters": _schema(9)}}
+_TOOL = {"type": "function", "function": {"name": "count", "strict": True, "parameters": _schema(20)}}
 AHEAD = "a copy ahead"  # greedy, without the router
+
+
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 
 
@@ -48,13 +50,22 @@ class Kind:
     def choices(self) -> int:
         return int(self.sampling.get("n", 1))
 
+    @property
+    def engines_own(self) -> bool:
+        """Whether an engine does all of it; stop strings, choices and tool calls are the router's business."""
+        return self.path == COMPLETION and self.choices == 1 and not self.stops
+
+    @property
+    def most_tokens(self) -> int:
+        return MOST_TOKENS if self.ends else TOKENS
+
 
 KINDS = {
     "greedy": Kind(),
     "seeded": Kind({"temperature": 1.0, "seed": 7}, screened=False),
     "penalties": Kind({"presence_penalty": 1.5, "frequency_penalty": 0.7, "repetition_penalty": 1.2}),
     "regex": Kind({"structured_outputs": {"regex": "(ab|ba|fox)( (the|lazy) [a-z]{3}){60}"}}),
-    "json schema": Kind({"structured_outputs": {"json": _schema(12)}, "ignore_eos": False}, ends=True),
+    "json schema": Kind({"structured_outputs": {"json": _schema(26)}, "ignore_eos": False}, ends=True),
     "stop string": Kind(stops=True),
     "logprobs": Kind({"logprobs": 2}),
     "tool call": Kind({"tools": [_TOOL], "tool_choice": "required", "ignore_eos": False}, CHAT, ends=True),
@@ -69,7 +80,7 @@ def prompt_tokens(name: str) -> list[int]:
 def body(kind: Kind, name: str, salt: str, **more: object) -> dict[str, object]:
     """The request of a case. Equal salts share cached blocks, others do not."""
     asked = {
-        "max_tokens": MOST_TOKENS if kind.ends else TOKENS, "temperature": 0, "ignore_eos": True, "cache_salt": salt, "stream": True,
+        "max_tokens": kind.most_tokens, "temperature": 0, "ignore_eos": True, "cache_salt": salt, "stream": True,
     } | kind.sampling | more  # fmt: skip
     if kind.path == COMPLETION:
         return {"prompt": prompt_tokens(name), **asked}

@@ -182,3 +182,17 @@ async def engines(folder: Path, python: Path, model: Path, variables=None, **arg
     finally:
         for each in started:
             await each.close()
+
+
+def since(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    return {name: after[name] - before.get(name, 0.0) for name in after}
+
+
+async def unpinned(engine: Engine) -> None:
+    """Wait until an engine has all its blocks back."""
+    for _ in range(600):
+        state = await engine.state()
+        if not state["exports"] and state["free_blocks"] == state["total_blocks"]:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(state)

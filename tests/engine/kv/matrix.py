@@ -22,9 +22,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import accumulate, pairwise, permutations
+from itertools import accumulate, permutations
 from pathlib import Path
-from typing import NamedTuple
 
 from e2e.vllm_venv import ensure_venv
 from medley.router.text import TextRules, TextStream
@@ -37,14 +36,14 @@ from tests.engine.kv.cases import (
     ask,
     body,
     least_gap,
-    prompt_tokens,
     same,
     stop_within,
     with_logprobs,
 )
-from tests.engine.kv.engines import engines
+from tests.engine.kv.direct import BEGUN, Case, Reference, carried, copied_ahead
+from tests.engine.kv.engines import engines, since, unpinned
 from tests.model import ensure_model
-from tests.router.moving import Moving, moving, since, unpinned, until
+from tests.router.moving import Moving, moving, until
 
 SIZES = {
     "tp1": (),
@@ -58,31 +57,8 @@ COMMON = (
     "--num-gpu-blocks-override", "512", "--logprobs-mode", "processed_logprobs",
     "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
 )  # fmt: skip
-# Tokens of each stream before its source gives notice, and how long that is of what the shortest would take yet.
-BEGUN, NOTICE_FRACTION, LEAST_NOTICE_S = 6, 0.75, 1.0
-MOST_WAVES, MOST_PROMPTS, AHEAD_TOKENS = 4, 24, 96
-
-
-class Case(NamedTuple):
-    """One way to sample, from one engine to another."""
-
-    source: str
-    target: str
-    sampling: str
-
-    def __str__(self) -> str:
-        return f"{self.source} -> {self.target}, {self.sampling}"
-
-
-@dataclass
-class Reference:
-    """An uninterrupted run. `name` draws its prompt."""
-
-    name: str
-    said: list[Said]
-    tokens: list[list[int]]
-    gap: float | None  # least one between the two likeliest; None: they are not all there is to it
-    rejected: int  # prompts before this one, for a near tie
+NOTICE_S = 600.0  # so long that it forces nothing
+MOST_WAVES, MOST_PROMPTS = 3, 24
 
 
 @dataclass
@@ -203,18 +179,16 @@ async def wave(stage: Moving, pair: tuple[str, str], wholes: dict[Case, Referenc
         asking[case] = asyncio.create_task(ask(stage.url, kinds[case].path, asked))
     streams = sum(kind.choices for kind in kinds.values())
     await until(lambda: _begun(stage, streams) or any(each.done() for each in asking.values()), every=0.01)
-    made = [len(tokens) for whole in wholes.values() for tokens in whole.tokens]
-    per_token = [each.per_token.total_seconds() for each in stage.attempts if each.per_token is not None]
-    notice = max(NOTICE_FRACTION * (min(made) - BEGUN) * max(per_token), LEAST_NOTICE_S)
-    stage.show(**{source: notice, target: None})
-    answers = {case: await each for case, each in asking.items()}
+    with stage.insisting(target):
+        stage.show(**{source: NOTICE_S, target: None})
+        answers = {case: await each for case, each in asking.items()}
     await asyncio.gather(*(unpinned(stage.engines[each]) for each in pair))
     compute = since(computed, await arrived.prompt_tokens())["local_compute"]
     results = [_result(stage, case, wholes[case], said, request) for case, (said, request) in answers.items()]
     calls = sum(url == arrived.url for url, _ in stage.calls)
     again = any("computed again" in each["how"] for each in results)  # then the rest cannot be told apart
     common = {"local_compute": compute, "calls": calls, "exact": None if again else compute == calls}
-    return [each | common | {"notice_s": round(notice, 1), "wave": number} for each in results]
+    return [each | common | {"wave": number} for each in results]
 
 
 def _begun(stage: Moving, streams: int) -> bool:
@@ -251,46 +225,35 @@ def _straddled(stage: Moving, request: str, stop: str, cut: int) -> dict:
     return {"stop": [begins, len(lengths)], "straddled": begins <= cut < len(lengths)}
 
 
-async def copied_ahead(stage: Moving, case: Case, whole: Reference) -> dict:
-    """One round while the source goes on, then the cut, asked of the engines themselves."""
-    leaving, arrived = stage.engines[case.source], stage.engines[case.target]
-    name, prompt, tokens = str(case), prompt_tokens(whole.name), whole.tokens[0][:AHEAD_TOKENS]
-    asked = {"salt": name, "max_tokens": len(tokens)}
-    stream = leaving.stream(name, prompt, **asked)
-    await stream.at_least(BEGUN)
-    counts = [await arrived.prompt_tokens()]
-    (copy,) = (await leaving.export([name], keep_running=True))["tickets"]
-    there = (prompt + whole.tokens[0])[: copy["valid_tokens"] + 1]  # what the source has made by then
-    await arrived.tokens(f"{name} copy", there, (), copy, **asked | {"max_tokens": 1})
-    counts.append(await arrived.prompt_tokens())
-    (ticket,) = (await leaving.export([name]))["tickets"]
-    await stream.rest()
-    rest = await arrived.tokens(name, prompt, stream.tokens, ticket, **asked)
-    counts.append(await arrived.prompt_tokens())
-    await leaving.release(copy["export_id"], ticket["export_id"])
-    await asyncio.gather(unpinned(leaving), unpinned(arrived))
-    spent = [since(before, after) for before, after in pairwise(counts)]
-    block = copy["block_size"]
-    bytes_of = [copy["valid_tokens"], ticket["valid_tokens"] - copy["valid_tokens"] // block * block]
-    return {
-        "case": case, "how": ["carried"], "copies": 1, "calls": 2, "by_call": spent, "cut": len(stream.tokens),
-        "equal": stream.tokens + rest == tokens and [each["external_kv_transfer"] for each in spent] == bytes_of,
-        "local_compute": sum(each["local_compute"] for each in spent), "tokens": len(tokens),
-        "exact": [each["local_compute"] for each in spent] == [1, 1],
-        "gap": whole.gap, "rejected": whole.rejected,
-    }  # fmt: skip
-
-
-async def cross(stage: Moving, pair: tuple[str, str], report: Report, cases: Sequence[Case]) -> None:
-    """Do what is missing of one pair. What ended before it was cut, or was computed again, is tried again."""
+async def cross(stage: Moving, report: Report, cases: Sequence[Case]) -> None:
+    """Do what is missing of one pair and one way. What ended before it was cut, or was computed again, is tried again."""
+    pair = cases[0][:2]
+    leaving, arrived = (stage.engines[each] for each in pair)
     for number in range(MOST_WAVES):
-        left = [case for case in cases if case.sampling != AHEAD and _is_open(report.results.get(case))]
-        if left:
-            for result in await wave(stage, pair, {case: report.references[case.sampling] for case in left}, number):
+        left = {case: report.references[case.sampling] for case in cases if _is_open(report.results.get(case))}
+        if not left:
+            return
+        if cases[0].sampling == AHEAD:
+            results = [await copied_ahead(leaving, arrived, case, whole) for case, whole in left.items()]
+        elif KINDS[cases[0].sampling].engines_own:
+            results = await carried(leaving, arrived, left, number)
+        else:
+            results = await wave(stage, pair, left, number)
+        for result in results:
+            if result is not None:
                 _keep(report, result)
+
+
+def ways(cases: Sequence[Case]) -> list[list[Case]]:
+    """What is asked together: by pair, first what engines do by themselves, last what goes through the router."""
+
+    def way(case: Case) -> int:
+        return 1 if case.sampling == AHEAD else 0 if KINDS[case.sampling].engines_own else 2
+
+    together: dict[tuple[int, str, str], list[Case]] = {}
     for case in cases:
-        if case.sampling == AHEAD:
-            _keep(report, await copied_ahead(stage, case, report.references[case.sampling]))
+        together.setdefault((way(case), *case[:2]), []).append(case)
+    return [together[each] for each in sorted(together, key=lambda each: each[0])]
 
 
 def _is_open(result: dict | None) -> bool:
@@ -327,8 +290,8 @@ async def _fill(names: Sequence[str], cases: Sequence[Case], report: Report) -> 
         for each in started:  # the first decode on several workers takes seconds
             await each.tokens("warm", [5, 6, 7], max_tokens=4)
         await references(stage, min(names, key=list(SIZES).index), report, [case.sampling for case in cases])
-        for pair in pairs(names):
-            await cross(stage, pair, report, [case for case in cases if case[:2] == pair])
+        for together in ways(cases):
+            await cross(stage, report, together)
         states = [await each.state() for each in started]
     clean = all(each["free_blocks"] == each["total_blocks"] and not each["exports"] for each in states)
     sys.stdout.write(f"blocks {'all back' if clean else 'LEAKED'}: {', '.join(names)}\n")
