@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
@@ -150,7 +150,7 @@ class TextStream:
             self._stream, self._begun = _stream([], self._rules), ""
             text = self._stream.step(self._tokenizer, token_id) or ""
         if text and self._begun:
-            text, self._begun = text[len(commonprefix((text, self._begun))) :], ""
+            text, self._begun = text[_shared(text, self._begun) :], ""
         return text
 
     def _meet(self, text: str) -> Piece:
@@ -191,6 +191,11 @@ def _primed(tokenizer: Tokenizer, context: list[int], rules: TextRules) -> tuple
     for token_id in context[kept:]:
         stream.step(tokenizer, token_id)
     return stream, texts[0][len(texts[-1]) :]
+
+
+def _shared(text: str, other: str) -> int:
+    """Return how many characters two texts have in common from their beginning."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False)))
 
 
 def _earliest(whole: str, new_from: int, stops: Sequence[str]) -> tuple[int, int, str] | None:
