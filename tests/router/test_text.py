@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medley.core.errors import InvalidInputError
-from medley.router.text import Piece, TextRules, TextStream, Vocabulary
+from medley.router.text import _BYTE_OF, Piece, TextRules, TextStream, Vocabulary
 from tests.router.stub_engine import EOS, TOKENIZER, VOCABULARY
 
 VOCAB = Vocabulary(TOKENIZER.to_str())
@@ -66,6 +66,37 @@ def test_only_what_may_begin_a_stop_string_is_held_back():
     growing = stream(TextRules(stop=("END",)))
     assert [growing.push(ids(part)).text for part in ("xE", "N", "x", "E")] == ["x", "", "ENx", ""]
     assert growing.rest() == "E"
+
+
+BYTES = {byte: TOKENIZER.token_to_id(character) for character, byte in _BYTE_OF.items()}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "made", "expected"),
+    [
+        ("na\u00e9".encode()[:-1], "\u00e9".encode()[1:] + b"x", "\u00e9x"),
+        ("na\u00e9".encode()[:-1], b"x", "x"),
+        ("na\u00e9".encode()[:-1], b"\xc3\xa9", "\u00e9"),
+        (b"a\x80", b"x", "x"),
+        (b"a\x80\xc3", b"\xa9", "\u00e9"),
+        (b"\x80" * 20, b"x", "x"),
+        (b"ab", b"\x80x", "\ufffdx"),
+        ("\U0001f600".encode()[:2], "\U0001f600".encode()[2:], "\U0001f600"),
+    ],
+    ids=["ended", "left", "anew", "stray", "stray and ended", "all stray", "stray in the answer", "two of four"],
+)
+def test_nothing_of_a_prompt_that_ends_within_a_character_is_said_again(prompt, made, expected):
+    growing = stream(prompt=[BYTES[byte] for byte in prompt])
+    assert "".join(growing.push([BYTES[byte]]).text for byte in made) == expected
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), min_size=1), st.data())
+def test_a_text_cut_at_any_byte_goes_on_with_the_character_that_was_begun(text, data):
+    coded = [BYTES[byte] for byte in text.encode()]
+    cut = data.draw(st.integers(0, len(coded) - 1))
+    whole = len(text.encode()[:cut].decode(errors="ignore"))
+    growing = stream(prompt=coded[:cut])
+    assert "".join(growing.push([token]).text for token in coded[cut:]) == text[whole:]
 
 
 def test_special_tokens_are_skipped_unless_wanted():

@@ -5,21 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 
 import aiohttp
 import pytest
 import pytest_asyncio
 
 from e2e.vllm_venv import ensure_venv
-from medley.router.fleet import FleetView, Limits, Replica
-from medley.router.leaving import Knowledge
-from medley.router.main import running
-from medley.router.server import Followed, Options
-from medley.router.settings import RouterSettings
-from tests.engine.kv.engines import KEY, engines
+from tests.engine.kv.engines import engines, since, unpinned
 from tests.model import ensure_model
+from tests.router.moving import how, moving, until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module")]
 
@@ -33,27 +27,8 @@ CASES = {
 }
 
 
-async def until(holds) -> None:
-    for _ in range(6000):
-        if holds():
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError("it did not come about within five minutes")
-
-
 def prompt(number: int) -> list[int]:
     return [(7 * i * i + (13 + number) * i + 5 + 11 * number) % 500 + 3 for i in range(1500 + 10 * number)]
-
-
-class Eager(Knowledge):
-    """Of which streams are carried wherever they can be: what pays on a machine that others use is not the question."""
-
-    def link(self, source):
-        known = super().link(source)
-        return known and replace(known, bytes_per_s=1e9)
-
-    def target(self, candidate, replica, source):
-        return replace(super().target(candidate, replica, source), prefill_tokens_per_s=1.0)
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -61,46 +36,11 @@ async def stage(tmp_path_factory):
     """Two engines, and a router that sees what `show` says."""
     python, model = await asyncio.to_thread(ensure_venv), await asyncio.to_thread(ensure_model)
     folder = tmp_path_factory.mktemp("moves")
-    key = folder / "key"
-    key.write_text(KEY)
-    async with engines(folder, python, model, {"MEDLEY_KV_HOST": "127.0.0.1"}, e0=(), e1=()) as started:
-        kept: list[Followed] = []
-
-        async def source(followed: Followed, _) -> None:
-            followed.serving.model = "m"
-            followed.fleet.knowledge = Eager()
-            kept.append(followed)
-            await asyncio.Event().wait()
-
-        settings = RouterSettings(
-            engines=("http://named.by.the.source",),
-            tokenizer=model / "tokenizer.json",
-            engine_key_file=key,
-            host="127.0.0.1",
-            port=0,
-            # The machine is shared: slowness is not to be taken for silence here.
-            limits=Limits(timedelta(seconds=120), timedelta(seconds=300)),
-            options=Options(timedelta(seconds=900), 256),
-        )
-        async with running(settings, source) as router:
-            await until(lambda: kept)
-
-            def show(**leaving: float | None) -> None:
-                now = datetime.now(UTC)
-                kept[0].fleet.replace(
-                    FleetView(
-                        {
-                            name: Replica(
-                                name,
-                                next(each.url for each in started if each.name == name),
-                                leaves_at=None if seconds is None else now + timedelta(seconds=seconds),
-                            )
-                            for name, seconds in leaving.items()
-                        }
-                    )
-                )
-
-            yield router.url, kept[0].fleet, show, {each.name: each for each in started}
+    async with (
+        engines(folder, python, model, {"MEDLEY_KV_HOST": "127.0.0.1"}, e0=(), e1=()) as started,
+        moving(started, model, folder) as stage,
+    ):
+        yield stage
 
 
 async def ask(url: str, number: int, begun: asyncio.Event, **sampling):
@@ -127,64 +67,33 @@ async def ask(url: str, number: int, begun: asyncio.Event, **sampling):
     return tokens, reasons
 
 
-async def figures(url: str) -> dict[str, float]:
-    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
-        lines = (await response.text()).splitlines()
-    return {
-        line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1])
-        for line in lines
-        if line.startswith(
-            ("medley_router_departures_total", "medley_router_copies_total", "medley_router_pause_seconds")
-        )
-    }
-
-
 async def moved(stage, asked):
     """Ask all on e0, give notice when each has begun; return the answers and what was counted.
 
     The notice is a part of what the streams still take here and now: they are not to end in time.
     """
-    url, fleet, show, _ = stage
-    show(e0=None)
+    fleet = stage.fleet
+    stage.show(e0=None)
     await until(lambda: "e0" in fleet.knowledge.states)
-    before = await figures(url)
+    before = await stage.figures()
     begun = [asyncio.Event() for _ in asked]
     tasks = [
-        asyncio.create_task(ask(url, n, event, **sampling)) for (n, sampling), event in zip(asked, begun, strict=True)
+        asyncio.create_task(ask(stage.url, n, event, **sampling))
+        for (n, sampling), event in zip(asked, begun, strict=True)
     ]
     await asyncio.gather(*(event.wait() for event in begun))
-    show(e0=None, e1=None)
+    stage.show(e0=None, e1=None)
     await until(lambda: "e1" in fleet.knowledge.states)
-    pace = max(each.per_token.total_seconds() for each in running_on(fleet, "e0"))
-    show(e0=max(0.4 * TOKENS * pace, 1.0), e1=None)
+    pace = max(each.per_token.total_seconds() for each in stage.open_on("e0") if each.per_token is not None)
+    stage.show(e0=max(0.4 * TOKENS * pace, 1.0), e1=None)
     answers = await asyncio.gather(*tasks)
-    after = await figures(url)
-    return answers, {name: after[name] - before.get(name, 0.0) for name in after}
-
-
-def running_on(fleet, name):
-    return [each for each in fleet._attempts[name] if each.per_token is not None]
-
-
-async def unpinned(engine) -> None:
-    for _ in range(600):
-        state = await engine.state()
-        if not state["exports"] and state["free_blocks"] == state["total_blocks"]:
-            return
-        await asyncio.sleep(0.1)
-    raise AssertionError(state)
-
-
-def how(counted):
-    return {
-        kind: counted[f'medley_router_departures_total{{how="{kind}"}}'] for kind in ("finished", "carried", "refilled")
-    }
+    return answers, since(before, await stage.figures())
 
 
 @pytest.mark.parametrize("sampling", CASES.values(), ids=CASES)
 async def test_a_carried_stream_is_the_uninterrupted_one(stage, sampling):
-    url, _, show, started = stage
-    show(e0=None)
+    url, started = stage.url, stage.engines
+    stage.show(e0=None)
     whole = await ask(url, 1, asyncio.Event(), **sampling)
     (answer,), counted = await moved(stage, [(1, sampling)])
     assert answer == whole
@@ -193,8 +102,8 @@ async def test_a_carried_stream_is_the_uninterrupted_one(stage, sampling):
 
 
 async def test_many_streams_leave_together(stage, record_property):
-    url, _, show, started = stage
-    show(e0=None)
+    url, started = stage.url, stage.engines
+    stage.show(e0=None)
     numbers = range(10, 10 + STREAMS)
     whole = list(await asyncio.gather(*(ask(url, n, asyncio.Event()) for n in numbers)))
     before = await started["e1"].prompt_tokens()
@@ -214,8 +123,8 @@ async def test_many_streams_leave_together(stage, record_property):
 
 
 async def test_a_source_that_dies_in_mid_move_costs_no_token(stage):
-    url, _, show, started = stage
-    show(e0=None)
+    url, started = stage.url, stage.engines
+    stage.show(e0=None)
     numbers = range(30, 30 + STREAMS)
     whole = list(await asyncio.gather(*(ask(url, n, asyncio.Event()) for n in numbers)))
 

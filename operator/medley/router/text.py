@@ -7,6 +7,7 @@ or a character of several tokens that straddles a cut is seen whole. Pure comput
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
@@ -92,12 +93,12 @@ class Piece(NamedTuple):
 class TextStream:
     """The text of one choice as it grows. Follows vLLM's detokeniser, so both give the same text."""
 
-    __slots__ = ("_count", "_held", "_rules", "_stream", "_tail", "_tokenizer", "_window")
+    __slots__ = ("_begun", "_count", "_held", "_rules", "_stream", "_tail", "_tokenizer", "_window")
 
     def __init__(self, vocabulary: Vocabulary, prompt: Sequence[int], rules: TextRules) -> None:
         self._tokenizer = vocabulary.tokenizer
         self._rules = rules
-        self._stream = _stream(list(prompt[-_CONTEXT_TOKENS:]), rules)
+        self._stream, self._begun = _primed(self._tokenizer, list(prompt[-_CONTEXT_TOKENS:]), rules)
         self._window = max((len(stop) for stop in rules.stop), default=1) - 1
         self._tail = ""  # the last characters made, as far back as a stop string may begin
         self._held = ""  # of them, those not shown yet
@@ -140,12 +141,15 @@ class TextStream:
 
     def _step(self, token_id: int) -> str:
         try:
-            return self._stream.step(self._tokenizer, token_id) or ""
+            text: str = self._stream.step(self._tokenizer, token_id) or ""
         except Exception as error:  # the library raises bare Exception
             if not str(error).startswith(_INVALID_PREFIX):
                 raise
-            self._stream = _stream([], self._rules)
-            return self._stream.step(self._tokenizer, token_id) or ""
+            self._stream, self._begun = _stream([], self._rules), ""
+            text = self._stream.step(self._tokenizer, token_id) or ""
+        if text and self._begun:
+            text, self._begun = text[_shared(text, self._begun) :], ""
+        return text
 
     def _meet(self, text: str) -> Piece:
         """Look for the stop string that is complete first, among those that end in `text`."""
@@ -168,6 +172,28 @@ class TextStream:
 
 def _stream(context: list[int], rules: TextRules) -> Any:
     return DecodeStream(ids=context, skip_special_tokens=rules.skip_special_tokens)
+
+
+def _primed(tokenizer: Tokenizer, context: list[int], rules: TextRules) -> tuple[Any, str]:
+    """Return a stream that stands at the end of the context, and the text of it that the stream has not given yet.
+
+    That is where a prompt of token ids ends in the middle of a character. A stream that began with such ids would give
+    all their text again with its first whole character.
+    """
+    texts = [tokenizer.decode(context, skip_special_tokens=rules.skip_special_tokens)]
+    kept = len(context)
+    while kept and texts[-1].endswith(_REPLACEMENT):
+        kept -= 1
+        texts.append(tokenizer.decode(context[:kept], skip_special_tokens=rules.skip_special_tokens))
+    stream = _stream(context[:kept], rules)
+    for token_id in context[kept:]:
+        stream.step(tokenizer, token_id)
+    return stream, texts[0][len(texts[-1]) :]
+
+
+def _shared(text: str, other: str) -> int:
+    """Return how many characters two texts have in common from their beginning."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False)))
 
 
 def _earliest(whole: str, new_from: int, stops: Sequence[str]) -> tuple[int, int, str] | None:

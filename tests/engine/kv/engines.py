@@ -107,16 +107,16 @@ class Engine:
 
     async def prompt_tokens(self) -> dict[str, int]:
         """Prompt tokens by where they came from, since the engine started."""
+        return {
+            source: await self._counted("vllm:prompt_tokens_by_source_total", f'source="{source}"')
+            for source in SOURCES
+        }
+
+    async def _counted(self, metric: str, label: str = "") -> int:
         async with self.session.get(self.url + "/metrics") as answer:
             lines = (await answer.text()).splitlines()
-        return {
-            source: int(sum(
-                float(line.rpartition(" ")[2])
-                for line in lines
-                if line.startswith("vllm:prompt_tokens_by_source_total") and f'source="{source}"' in line
-            ))
-            for source in SOURCES
-        }  # fmt: skip
+        found = [line for line in lines if line.startswith(f"{metric}{{") and label in line]
+        return int(sum(float(line.rpartition(" ")[2]) for line in found))
 
     def stream(self, name: str, prompt, committed=(), ticket=None, *, salt=None, **sampling) -> Stream:
         return Stream(self, name, prompt, committed=committed, ticket=ticket, salt=salt, sampling=sampling)
@@ -182,3 +182,17 @@ async def engines(folder: Path, python: Path, model: Path, variables=None, **arg
     finally:
         for each in started:
             await each.close()
+
+
+def since(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    return {name: after[name] - before.get(name, 0.0) for name in after}
+
+
+async def unpinned(engine: Engine) -> None:
+    """Wait until an engine has all its blocks back."""
+    for _ in range(600):
+        state = await engine.state()
+        if not state["exports"] and state["free_blocks"] == state["total_blocks"]:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(state)
