@@ -181,7 +181,9 @@ class VllmEngine(Engine):
     python: Path
     weights: Path
     secrets: Secrets
-    arguments: tuple[str, ...] = ()  # for vLLM, beyond those of the soak
+    # For vLLM, beyond those that follow. A cache so small that all of it was used when memory is first looked at:
+    # what an engine holds more after that is no block that was never touched before.
+    arguments: tuple[str, ...] = ("--num-gpu-blocks-override", "1024")
     threads = "nobind"  # the processors that a model's threads run on; so: all
 
     def access(self) -> dict[str, Any]:
