@@ -107,6 +107,10 @@ class Moving:
                 found.setdefault(each.history.choice.request_id, []).append(each)
         return [way for _, way in sorted(found.items())]
 
+    def open_on(self, replica: str) -> list[Attempt]:
+        """The attempts that run there."""
+        return [each for each in self.attempts if each.replica.name == replica and not each.ended]
+
     def committed(self, request: str) -> list[list[int]]:
         """The tokens of each choice of a request."""
         return [way[0].history.committed for way in self.ways(request)]

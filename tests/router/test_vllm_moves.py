@@ -17,7 +17,7 @@ from tests.router.moving import how, moving, until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module")]
 
-TOKENS, BEGUN, STREAMS = 200, 12, 6
+TOKENS, BEGUN, STREAMS = 400, 12, 6
 CASES = {
     "greedy": {},
     "seeded": {"temperature": 1.0, "seed": 7},
@@ -85,7 +85,7 @@ async def moved(stage, asked):
     stage.show(e0=None, e1=None)
     await until(lambda: "e1" in fleet.knowledge.states)
     pace = max(each.per_token.total_seconds() for each in stage.open_on("e0") if each.per_token is not None)
-    stage.show(e0=max(0.4 * TOKENS * pace, 1.0), e1=None)
+    stage.show(e0=max(0.5 * TOKENS * pace, 2.0), e1=None)
     answers = await asyncio.gather(*tasks)
     return answers, since(before, await stage.figures())
 
