@@ -103,14 +103,18 @@ def api(before: Traces) -> Generator[Api, None, None]:
 def node(api: Api, request: pytest.FixtureRequest) -> str:
     """Return a node that Karpenter made for a pod of this test, with the pod running on it."""
     name = request.node.name.replace("_", "-").replace("[", "-").replace("]", "")[-50:].strip("-")
-    api.create(PODS, gpu_pod(name))
-    # A machine that is busy elsewhere boots nodes slowly; one that cannot says here what it waits for.
-    wait = ("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=300s")
-    try:
-        cluster.kubectl("--namespace", NAMESPACE, *wait)
-    except StageError as error:
-        about = cluster.kubectl("--namespace", NAMESPACE, "describe", "pod", name)
-        raise StageError(f"{error}\n{about}\n{cluster.kubectl('get', 'nodes,nodeclaims', '-o', 'wide')}") from error
+    wait = ("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=30s")
+    for tries_left in reversed(range(10)):  # a machine that is busy elsewhere boots nodes slowly
+        if api.find(f"{PODS}/{name}") is None:  # a node that is about to go may take a pod with it: none owns this one
+            api.create(PODS, gpu_pod(name))
+        try:
+            cluster.kubectl("--namespace", NAMESPACE, *wait)
+            break
+        except StageError as error:
+            if not tries_left:
+                about = cluster.kubectl("--namespace", NAMESPACE, "describe", "pods")
+                nodes = cluster.kubectl("get", "nodes,nodeclaims", "-o", "wide")
+                raise StageError(f"{error}\n{about}\n{nodes}") from error
     return str(api.get(f"{PODS}/{name}")["spec"]["nodeName"])
 
 
