@@ -45,7 +45,9 @@ class Traffic:
             for each in range(round(rate * 60)):
                 self.now += timedelta(seconds=1 / rate)
                 router = self.metrics[each % len(self.metrics)]
-                router.finished(GRID, router.asked(GRID, 900, 900), 800)
+                bucket = GRID.bucket(900, 900)
+                router.asked(GRID, bucket, 900)
+                router.finished(GRID, bucket, 800)
             await self.here.pass_over()
 
 

@@ -7,11 +7,13 @@ part of what the streams still take here and now, since they are not to end in t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -169,6 +171,18 @@ def _watch(stage: Moving, client: EngineClient) -> None:
         await generate(url, call, overhear)
 
     stage.fleet.open, client.generate = remembering, overheard
+
+
+async def streamed(url: str, asked: Mapping[str, object]) -> AsyncIterator[dict[str, Any]]:
+    """The events of an answer that comes whole, without the one that ends it."""
+    timeout = aiohttp.ClientTimeout(total=900)
+    async with aiohttp.ClientSession(timeout=timeout) as session, session.post(url, json=asked) as response:
+        assert response.status == 200, await response.text()
+        async for line in response.content:
+            if line.startswith(b"data: {"):
+                event = json.loads(line[6:])
+                assert "error" not in event, event
+                yield event
 
 
 async def until(holds: Callable[[], object], *, every: float = 0.05) -> None:

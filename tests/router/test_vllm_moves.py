@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 
-import aiohttp
 import pytest
 import pytest_asyncio
 
 from e2e.vllm_venv import ensure_venv
 from tests.engine.kv.engines import engines, since, unpinned
 from tests.model import ensure_model
-from tests.router.moving import how, moving, until
+from tests.router.moving import how, moving, streamed, until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module")]
 
@@ -48,22 +46,13 @@ async def ask(url: str, number: int, begun: asyncio.Event, **sampling):
     body = {"prompt": prompt(number), "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, "logprobs": 0}
     tokens: dict[int, list[str]] = {}
     reasons: dict[int, str] = {}
-    async with (
-        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=900)) as session,
-        session.post(f"{url}/v1/completions", json={**body, **sampling, "stream": True}) as response,
-    ):
-        assert response.status == 200, await response.text()
-        async for line in response.content:
-            if not line.startswith(b"data: {"):
-                continue
-            event = json.loads(line[6:])
-            assert "error" not in event, event
-            for choice in event["choices"]:
-                tokens.setdefault(choice["index"], []).extend((choice["logprobs"] or {}).get("tokens", ()))
-                if choice["finish_reason"]:
-                    reasons[choice["index"]] = choice["finish_reason"]
-            if all(len(each) >= BEGUN for each in tokens.values()):
-                begun.set()
+    async for event in streamed(f"{url}/v1/completions", {**body, **sampling, "stream": True}):
+        for choice in event["choices"]:
+            tokens.setdefault(choice["index"], []).extend((choice["logprobs"] or {}).get("tokens", ()))
+            if choice["finish_reason"]:
+                reasons[choice["index"]] = choice["finish_reason"]
+        if all(len(each) >= BEGUN for each in tokens.values()):
+            begun.set()
     return tokens, reasons
 
 

@@ -18,7 +18,8 @@ def test_what_a_router_counted():
     metrics = RouterMetrics(lambda: now)
     for at, prompt, limit in ((0.1, 80, 40), (1.2, 900, 200), (1.9, 5000, 4096)):
         now = at
-        bucket = metrics.asked(GRID, prompt, limit)
+        bucket = GRID.bucket(prompt, limit)
+        metrics.asked(GRID, bucket, prompt)
     metrics.finished(GRID, bucket, 60)
     metrics.finished(GRID, bucket, 50)
     metrics.turned_away(3)

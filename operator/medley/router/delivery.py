@@ -234,9 +234,9 @@ class Delivery:
         deadline = ready.arrived + self._options.request_timeout.total_seconds()
         carriages = []
         for choice, each in zip(ready.choices, deliver, strict=True):
-            sizes = len(choice.rendered.token_ids), choice.rendered.max_tokens
-            bucket = grid.bucket(*sizes)
-            loop.call_soon(self._metrics.asked, grid, *sizes)  # once the call went out
+            prompt_tokens = len(choice.rendered.token_ids)
+            bucket = grid.bucket(prompt_tokens, choice.rendered.max_tokens)
+            loop.call_soon(self._metrics.asked, grid, bucket, prompt_tokens)  # once the call went out
             carriage = Carriage(bucket, History(choice), ready.arrived, deadline, each)
             carriage.keys, carriage.per_minute = carriage.history.keys(), self._fleet.sizes.arrived(bucket)
             carriages.append(carriage)

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from medley.core import names
-from medley.core.workload import MELANGE_GRID, Bucket, SizeGrid
+from medley.core.workload import Bucket, SizeGrid
 from medley.router.bursts import Windows
 from medley.router.session import Cause, ResumeMode
 
@@ -176,18 +176,14 @@ class RouterMetrics:
         for outcome in ("done", "failed"):
             self._copies.labels(outcome)
 
-    def asked(self, grid: SizeGrid | None, prompt_tokens: int, max_tokens: int) -> Bucket:
-        """Count a request and return its size class."""
-        grid = grid or MELANGE_GRID
-        bucket = grid.bucket(prompt_tokens, max_tokens)
+    def asked(self, grid: SizeGrid, bucket: Bucket, prompt_tokens: int) -> None:
+        """Count a request of a size class."""
         self._of_class(grid, bucket).requests.inc()
         self._windows.count()
         self._prompt_tokens.inc(prompt_tokens)
-        return bucket
 
-    def finished(self, grid: SizeGrid | None, bucket: Bucket, output_tokens: int) -> None:
+    def finished(self, grid: SizeGrid, bucket: Bucket, output_tokens: int) -> None:
         """Count a choice that came to its end."""
-        grid = grid or MELANGE_GRID
         made = grid.sizes(grid.bucket(1, output_tokens))[1]
         counters = self._of_class(grid, bucket)
         counters.output_tokens.inc(output_tokens)

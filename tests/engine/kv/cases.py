@@ -6,14 +6,12 @@ same one in every run and no two cases share one.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import aiohttp
-
 from medley.wire.generate import TokenEvent
+from tests.router.moving import streamed
 
 TOKENS, PROMPT_TOKENS, PROMPT_WORDS = 400, 300, 80
 # Of streams that end by themselves; a model of chaos puts as much white space between words as it may.
@@ -121,17 +119,10 @@ async def ask(url: str, path: str, asked: Mapping[str, object]) -> tuple[list[Sa
     """Return the choices of a streamed answer, by index, and its id."""
     said: dict[int, Said] = {}
     name = ""
-    timeout = aiohttp.ClientTimeout(total=900)
-    async with aiohttp.ClientSession(timeout=timeout) as session, session.post(url + path, json=asked) as response:
-        assert response.status == 200, await response.text()
-        async for line in response.content:
-            if not line.startswith(b"data: {"):
-                continue
-            event = json.loads(line[6:])
-            assert "error" not in event, event
-            name = event["id"]
-            for choice in event["choices"]:
-                said.setdefault(choice["index"], Said()).add(choice)
+    async for event in streamed(url + path, asked):
+        name = event["id"]
+        for choice in event["choices"]:
+            said.setdefault(choice["index"], Said()).add(choice)
     return [said[index] for index in sorted(said)], name
 
 

@@ -44,7 +44,7 @@ class Errands:
     def __init__(
         self, host: str, answer: Callable[[ReadRequest | PinQuery], Answer | Payload], *, aside: bool = False
     ) -> None:
-        """Start the porter; `aside`: on processors that this thread is not bound to, where there are others."""
+        """Start the porter; `aside`: it yields to this thread, and keeps off the processors that this is bound to."""
         self._answer, self._aside = answer, aside
         self._staging = Staging()
         self._listening = socket.create_server((host, 0), backlog=128)
