@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -138,6 +138,11 @@ class Load:
         text = answer.choices[0].message.content or ""
         return Reference(prompt, text, tuple(map(_token, logprobs.content[:clean])))
 
+    @property
+    def long(self) -> tuple[Reference, ...]:
+        """The references whose answers may outlast a notice."""
+        return tuple(each for each in self.references if each.is_long)
+
     def open(self) -> list[Stream]:
         """Return the streams that have not ended."""
         return [stream for stream in self.streams if stream.ended_at is None]
@@ -146,12 +151,14 @@ class Load:
         """Let the open streams end and open no more."""
         self._stopping.set()
 
-    async def run(self, on_end: Callable[[Stream], None] = lambda _: None) -> None:
-        """Keep `concurrency` streams open until `stop` is called and all have ended."""
+    async def run(self, on_end: Callable[[Stream], None] = lambda _: None, *, first: Sequence[Reference] = ()) -> None:
+        """Keep `concurrency` streams open until `stop` is called and all have ended; clients begin with `first`."""
         self._stopping.clear()
-        await asyncio.gather(*(self._client(number, on_end) for number in range(self.concurrency)))
+        await asyncio.gather(*(self._client(number, on_end, first) for number in range(self.concurrency)))
 
-    async def _client(self, number: int, on_end: Callable[[Stream], None]) -> None:
+    async def _client(self, number: int, on_end: Callable[[Stream], None], first: Sequence[Reference]) -> None:
+        if first:
+            on_end(await self._stream(first[number % len(first)]))
         turn = number
         while not self._stopping.is_set():
             reference = self.references[turn % len(self.references)]

@@ -29,7 +29,7 @@ from medley.demo.model import ensure_model
 from medley.demo.vllm_venv import ensure_venv
 from tests.router.stub_engine import TOKENIZER
 
-_CHECK_EVERY = 25  # interruptions, until all is made quiet and looked at for leaks
+_CHECK_EVERY = 50  # interruptions, until all is made quiet and looked at for leaks
 _IDLE_S = 35.0  # until the router and porters have closed what they kept
 _MODES = {Fault.DROP: Mode.DROP, Fault.HALF_OPEN: Mode.HALF_OPEN, Fault.THROTTLE: Mode.THROTTLE}
 
