@@ -141,18 +141,27 @@ def test_a_way_that_breaks_between_two_parts_leaves_the_conversation_in_order(en
 
 
 @pytest.mark.parametrize("aside", [True, False])
-def test_a_porter_leaves_a_bound_model_its_processor(engines, aside):
+def test_a_porter_and_who_gives_it_blocks_leave_a_bound_model_its_processor(engines, aside):
+    _, target, *_ = engines
     everywhere = os.sched_getaffinity(0)
     bound = {min(everywhere)}
+    answering = []
+
+    def answer(_):
+        answering.append(os.sched_getaffinity(0))
+        return Answer(ok=False, reason="nothing is given")
+
     os.sched_setaffinity(0, bound)
     try:
-        porter = Errands(HOST, lambda _: Answer(ok=False, reason="nothing is given"), aside=aside)
+        porter = Errands(HOST, answer, aside=aside)
         found = os.sched_getaffinity(porter.process_id)
         yields = os.getpriority(os.PRIO_PROCESS, porter.process_id) - os.getpriority(os.PRIO_PROCESS, 0)
     finally:
         os.sched_setaffinity(0, everywhere)
+    assert target.ask(HOST, porter.port, PinQuery(export_id=EXPORT)) == Answer(ok=False, reason="nothing is given")
     porter.close()
-    assert found == ((everywhere - bound or bound) if aside else bound)
+    wanted = (everywhere - bound or bound) if aside else bound
+    assert [found, *answering] == [wanted, wanted]
     assert yields == (5 if aside else 0)
 
 

@@ -44,8 +44,9 @@ class Errands:
     def __init__(
         self, host: str, answer: Callable[[ReadRequest | PinQuery], Answer | Payload], *, aside: bool = False
     ) -> None:
-        """Start the porter; `aside`: it yields to this thread, and keeps off the processors that this is bound to."""
+        """Start the porter; `aside`: it yields to this thread, and both keep off the processors of this."""
         self._answer, self._aside = answer, aside
+        self._elsewhere = set(range(os.cpu_count() or 1)) - os.sched_getaffinity(0) if aside else set()
         self._staging = Staging()
         self._listening = socket.create_server((host, 0), backlog=128)
         self.port: int = self._listening.getsockname()[1]
@@ -117,11 +118,14 @@ class Errands:
                 env={name: value for name, value in os.environ.items() if name not in {"LD_PRELOAD", "VLLM_PLUGINS"}},
             )
         if self._aside:
-            _step_aside(process.pid)
+            with suppress(ProcessLookupError):  # it is over already
+                os.setpriority(os.PRIO_PROCESS, process.pid, min(os.getpriority(os.PRIO_PROCESS, 0) + _YIELDING, 19))
+        _move(process.pid, self._elsewhere)
         return Channels(ours, self._give), process
 
     def _keep(self) -> None:
         """Serve the porter's questions; start another when it ends."""
+        _move(0, self._elsewhere)  # this thread and those that it starts: they copy what is given
         while True:
             self._channels.accept()
             if self._closed.wait(_AGAIN_S):
@@ -162,16 +166,13 @@ class Errands:
             raise ProtocolError(part.fault)
 
 
-def _step_aside(process: int) -> None:
-    """Let a process yield to a model on the CPU, and move it off the processors that this thread is bound to."""
-    with suppress(ProcessLookupError):  # it is over already
-        os.setpriority(os.PRIO_PROCESS, process, min(os.getpriority(os.PRIO_PROCESS, 0) + _YIELDING, 19))
-    others = set(range(os.cpu_count() or 1)) - os.sched_getaffinity(0)
-    if not others:
+def _move(who: int, processors: set[int]) -> None:
+    """Have a process, or this thread (0), run on these processors; on those that it has, if there are none."""
+    if not processors:
         return
     try:
-        os.sched_setaffinity(process, others)
-    except OSError as error:  # the others are not this container's, or the process is over already
+        os.sched_setaffinity(who, processors)
+    except OSError as error:  # they are not this container's, or the process is over already
         _LOG.info("medley: blocks are carried on the model's own processors: %s", error)
 
 
