@@ -32,12 +32,14 @@ def rows(found: Ledger) -> Iterator[Row]:
         ("tokens lost", found.lost, ""),
         ("tokens duplicated", found.duplicated, ""),
         ("tokens differing", found.differing, ""),
+        ("engines that died by themselves", found.deaths, ""),
         ("blocks leaked", found.leaked_blocks, ""),
         ("files leaked", found.leaked_files, ""),
         ("memory leaked", found.leaked_mib, "MiB"),
     ):
         # Nothing broken of nothing done proves nothing.
         yield Row(f"soak/{what}", value, unit, "0", value == 0 and found.streams > 0, beside, command)
+    yield Row("soak/looks that could have shown a leak", found.judged, "", ">= 1", found.judged > 0, command=command)
     resident = f"{found.porter_rss_mib:g} MiB resident"
     yield Row("soak/most memory of a porter", found.porter_mib, "MiB", peer=resident, command=command)
     for name in COUNTERS:

@@ -21,7 +21,8 @@ def main() -> int:
     parser.add_argument("--engines", type=int, default=3, help="processes: while one starts, two go on")
     parser.add_argument("--streams", type=int, default=24)
     parser.add_argument("--tokens", type=int, help="of the longest stream; 120 of vllm, 300 of stub")
-    parser.add_argument("--kills", type=float, default=0.1, help="part of the interruptions that kill a process")
+    parser.add_argument("--calm", type=int, default=150, help="the first interruptions, which kill no process")
+    parser.add_argument("--kills", type=float, default=0.125, help="part of the others that kill a process")
     given = parser.parse_args()
     vllm = given.engine == "vllm"
     wanted = Wanted(
@@ -30,6 +31,7 @@ def main() -> int:
         engines=given.engines,
         streams=given.streams,
         tokens=given.tokens or (120 if vllm else 300),
+        calm=given.calm,
         kills=given.kills,
     )
     with tempfile.TemporaryDirectory(prefix="medley-soak-") as folder:
@@ -64,6 +66,7 @@ def _said(ledger: Ledger) -> str:
         ("loads of blocks", dict(ledger.loads)),
         ("broken streams", ledger.broken),
         ("tokens lost, duplicated, differing", f"{ledger.lost}, {ledger.duplicated}, {ledger.differing}"),
+        ("engines that died by themselves", ledger.deaths),
         ("blocks, files, MiB leaked", f"{ledger.leaked_blocks}, {ledger.leaked_files}, {ledger.leaked_mib}"),
         ("most MiB of a porter, and resident", f"{ledger.porter_mib}, {ledger.porter_rss_mib}"),
     )

@@ -29,7 +29,8 @@ from medley.demo.model import ensure_model
 from medley.demo.vllm_venv import ensure_venv
 from tests.router.stub_engine import TOKENIZER
 
-_CHECK_EVERY = 50  # interruptions, until all is made quiet and looked at for leaks
+_CHECK_EVERY = 25  # interruptions, until all is made quiet and looked at for leaks; so many times as rarely later
+_SELDOM = 4
 _IDLE_S = 35.0  # until the router and porters have closed what they kept
 _MODES = {Fault.DROP: Mode.DROP, Fault.HALF_OPEN: Mode.HALF_OPEN, Fault.THROTTLE: Mode.THROTTLE}
 
@@ -44,6 +45,7 @@ class Wanted:
     streams: int = 24
     tokens: int = 300
     kills: float = 0.1
+    calm: int = 0  # the first interruptions, in which no process is killed: what lives on shows whether it leaks
     apart: bool = False  # each engine has a processor of its own for its model
     seed: int = 1
     state: Path = ROOT / "build" / "soak.json"
@@ -178,11 +180,13 @@ class Driver:
         self._since = time.monotonic()
         try:
             while self.ledger.interruptions < self.wanted.interruptions:
-                number, kills, seed = self.ledger.interruptions, self.wanted.kills, self.wanted.seed
+                number, seed = self.ledger.interruptions, self.wanted.seed
+                kills = self.wanted.kills if number >= self.wanted.calm else 0.0
                 await self._interrupt(draw(number, kills=kills, seed=seed, between_engines=possible))
                 self.ledger.interruptions += 1
                 done = self.ledger.interruptions
-                if done % self.wanted.check_every == 0 and done < self.wanted.interruptions:
+                every = self.wanted.check_every * (1 if done <= self.wanted.calm else _SELDOM)
+                if done % every == 0 and done < self.wanted.interruptions:
                     await self._look_for_leaks()
                     self.clients.begin()
                 await self._save()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import aiohttp
@@ -13,7 +14,8 @@ from e2e.soak.held import Held, held
 from e2e.soak.ledger import Growth, Ledger
 
 _BLOCKS_S = 120.0  # longer than any lease of exports
-# More than this over what a process held when it was first quiet is a leak. Pools, caches and arenas fill at first.
+# More than this over what a process held at this look is a leak. Pools, caches and arenas fill at first.
+_FIRST_LOOK = 2
 _MOST_FILES = 16
 _MOST_MIB = 64.0
 
@@ -24,6 +26,7 @@ class Leaks:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._growth: dict[str, Growth] = {}
+        self._looks: Counter[str] = Counter()
 
     async def look(self, session: aiohttp.ClientSession, router: int, engines: Sequence[Engine], idle_s: float) -> None:
         """Wait until blocks are free and idle connections closed, and judge. `router`: its process."""
@@ -57,7 +60,12 @@ class Leaks:
             growth = self._growth[who] = Growth(now.mib, now.mib, now.files, now.files)
             if kept:
                 self._ledger.router.append(growth)
+        self._looks[who] += 1
+        if self._looks[who] <= _FIRST_LOOK:
+            growth.first_mib, growth.first_files = now.mib, now.files
         growth.last_mib, growth.last_files = now.mib, now.files
+        if not kept:
+            self._ledger.judged += self._looks[who] > _FIRST_LOOK
         files = growth.last_files - growth.first_files - _MOST_FILES
         mib = growth.last_mib - growth.first_mib - _MOST_MIB
         if files > 0:

@@ -14,7 +14,7 @@ COUNTERS = ("notices", "ends", "faults", "departures", "resumes", "loads")
 
 @dataclass(slots=True)
 class Growth:
-    """What one process held when it was first quiet, and when it last was."""
+    """What one process held when it was quiet for the second time (the first, if there was no other), and last."""
 
     first_mib: float
     last_mib: float
@@ -42,9 +42,11 @@ class Ledger:
     departures: Counter[str] = field(default_factory=Counter)  # finished, carried, refilled
     resumes: Counter[str] = field(default_factory=Counter)  # by cause
     loads: Counter[str] = field(default_factory=Counter)  # of blocks, by engines: carried, or why they were computed
+    deaths: int = 0  # of engines that nobody killed
     leaked_blocks: int = 0
     leaked_files: int = 0
     leaked_mib: float = 0.0
+    judged: int = 0  # looks at engines that could have shown a leak: at least the third of that process
     porter_mib: float = 0.0  # the most that one held of its own, when all was quiet
     porter_rss_mib: float = 0.0  # the most that was resident of one
     router: list[Growth] = field(default_factory=list)  # one of each run
@@ -54,7 +56,7 @@ class Ledger:
     def clean(self) -> bool:
         """Whether nothing at all went wrong."""
         wrong = (self.broken, self.lost, self.duplicated, self.differing)
-        return not any((*wrong, self.leaked_blocks, self.leaked_files, self.leaked_mib))
+        return not any((*wrong, self.deaths, self.leaked_blocks, self.leaked_files, self.leaked_mib))
 
     def failed(self, words: str) -> None:
         """Note a failure for people."""

@@ -1,4 +1,4 @@
-"""How often blocks were carried, and why they were computed instead where they were: read from the engines' logs."""
+"""What engines' logs tell: blocks that were carried, or computed and why, and engines that ended by themselves."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from e2e.soak.ledger import Ledger
 
 _CARRIED = re.compile(rb"medley: carried \S+: ")
 _COMPUTED = re.compile(rb"medley: \S+ is computed, not carried: ([^\n]*)\n")
+_DIED = re.compile(rb"medley\| Serving -> (?:Starting|Failed)([^\n]*)\n")
 _NUMBER = re.compile(r"[0-9a-f]{16,}|[0-9]+")
 CARRIED = "carried"
 
@@ -38,3 +39,6 @@ class Loads:
             if whole:
                 self._read[path] += len(whole) + 1
                 self._ledger.loads.update(loads(whole + b"\n"))
+                for why in _DIED.findall(whole + b"\n"):
+                    self._ledger.deaths += 1
+                    self._ledger.failed(f"to {self._ledger.interruptions}: {path.stem} died:{why.decode()}")

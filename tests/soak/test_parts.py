@@ -7,8 +7,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from bench.soak import rows
-from e2e.soak.held import counted_mib, held
+from e2e.soak import leaks
+from e2e.soak.held import Held, counted_mib, held
 from e2e.soak.interruptions import AFTER_THE_CUT_S, BETWEEN_ENGINES, NOTICES_S, End, Fault, draw
+from e2e.soak.leaks import Leaks
 from e2e.soak.ledger import Difference, Growth, Ledger, difference, load, save
 from e2e.soak.loads import Loads
 from e2e.soak.proxy import Mode, Proxy
@@ -108,6 +110,32 @@ def test_loads_are_counted_once_and_reasons_that_differ_in_a_number_are_one(tmp_
     counted.read()
     counted.read()
     assert ledger.loads == {"carried": 1, "computed: timed out": 1, "computed: # of #": 2}
+    assert ledger.clean
+
+
+def test_an_engine_that_ends_by_itself_is_no_clean_soak(tmp_path):
+    ledger = Ledger(interruptions=7)
+    counted = Loads(ledger, tmp_path)
+    (tmp_path / "e1-2.log").write_text(
+        "medley| Starting -> Serving\nmedley| Serving -> Starting vLLM ended with status 0\nmedley| Starting -> Serving\n"
+    )
+    counted.read()
+    counted.read()
+    assert (ledger.deaths, ledger.clean) == (1, False)
+    assert ledger.failures == ["to 7: e1-2 died: vLLM ended with status 0"]
+
+
+async def test_a_process_is_held_against_itself_from_the_second_look_on(monkeypatch):
+    grown = iter([100.0, 500.0, 560.0, 600.0])
+    monkeypatch.setattr(leaks, "held", lambda _: Held(next(grown), 20))
+    ledger = Ledger()
+    watched = Leaks(ledger)
+    for _ in range(3):
+        await watched.look(None, 1, [], 0)
+    assert ledger.router == [Growth(500.0, 560.0, 20, 20)]
+    assert ledger.clean
+    await watched.look(None, 1, [], 0)
+    assert ledger.leaked_mib == 36.0
 
 
 def test_memory_is_what_a_process_has_itself_and_its_part_of_what_it_shares():

@@ -46,9 +46,9 @@ async def gained(engine, before):
     return {source: after[source] - before[source] for source in after}
 
 
-async def cut(engine, name, tokens, at=CUT, **sampling):
+async def cut(engine, name, tokens, at=CUT, most=TOKENS, **sampling):
     """A stream that was exported once it had some tokens, and its ticket."""
-    stream = engine.stream(name, tokens, max_tokens=TOKENS, **sampling)
+    stream = engine.stream(name, tokens, max_tokens=most, **sampling)
     await stream.at_least(at)
     exported = await engine.export([name])
     await stream.rest()
@@ -238,6 +238,23 @@ async def test_blocks_that_were_released_are_not_read(pair):
     await source.release(ticket["export_id"])
     await source.tokens("other", prompt(2000, seed=6), max_tokens=4)  # which may take the blocks
     assert stream.tokens + await target.tokens("released", tokens, stream.tokens, ticket, max_tokens=TOKENS) == whole
+
+
+async def test_a_load_that_fails_where_more_than_the_prompt_was_copied_ahead_costs_the_rest(pair):
+    source, target = pair
+    tokens, most = prompt(40, seed=10), 120
+    whole = await source.tokens("reference-failed", tokens, max_tokens=most)
+    stream, ticket = await cut(source, "failed", tokens, at=40, most=most)
+    history = tokens + stream.tokens
+    there = (len(history) - 1) // ticket["block_size"] * ticket["block_size"]
+    assert there > len(tokens)
+    await target.tokens("failed-copy", history[: there + 1], max_tokens=1)
+    await source.release(ticket["export_id"])  # so the load will fail
+    before = await target.prompt_tokens()
+    assert stream.tokens + await target.tokens("failed", tokens, stream.tokens, ticket, max_tokens=most) == whole
+    assert await gained(target, before) == {
+        "local_compute": len(history) - there, "local_cache_hit": there, "external_kv_transfer": 0,
+    }  # fmt: skip
 
 
 async def test_a_request_that_is_loading_can_leave_again(pair):

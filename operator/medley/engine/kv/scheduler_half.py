@@ -156,6 +156,8 @@ class SchedulerHalf:
         ticket = self._tickets.get(request.request_id)
         if committed_ids(request.sampling_params):
             self._cached[request.request_id] = here
+            # Of a load that failed. With them vLLM asserts that no more than the prompt is cached, and would end here.
+            request.prefill_stats = None
         return 0 if ticket is None else worth(ticket, tokens=request.num_tokens, here=here)
 
     def allocated(self, request: Request, blocks: Sequence[int], taken: int) -> None:
