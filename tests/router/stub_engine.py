@@ -189,6 +189,7 @@ class StubEngine:
             KvState(
                 mode=MigrationMode.AUTO,
                 capable=True,
+                takes_outputs=self.resumes_output,
                 numerics=str(self.numerics),
                 block_size=BLOCK,
                 bytes_per_token=BYTES_PER_TOKEN,

@@ -133,6 +133,20 @@ async def test_what_cannot_exchange_kv_is_computed_again(tokenizer_file, first, 
     assert engines[1].pulled == {}
 
 
+@pytest.mark.parametrize(
+    ("fields", "how"),
+    [
+        pytest.param({}, "carried", id="greedy goes on as a longer prompt"),
+        pytest.param({"presence_penalty": 1.0}, "refilled", id="penalties are replayed"),
+    ],
+)
+async def test_an_engine_that_carries_need_not_take_tokens_back_as_outputs(tokenizer_file, fields, how):
+    engines = [source(resumes_output=False), engine(resumes_output=False)]
+    tokens, found = await moved(engines, tokenizer_file, fields=fields)
+    assert tokens == whole(outputs_count="presence_penalty" in fields)
+    assert found == {"finished": 0, "carried": 0, "refilled": 0} | {how: 1}
+
+
 async def test_a_notice_without_time_carries_nothing(tokenizer_file):
     tokens, found = await moved([source(), engine()], tokenizer_file, notice=0.0)
     assert (tokens, found["refilled"]) == (whole(), 1)

@@ -131,9 +131,9 @@ class Knowledge:
         )
 
     def takes_outputs(self, replica: Replica) -> bool:
-        """Whether committed tokens may come back as outputs: its supervisor says so, or its plugin carries KV."""
+        """Whether committed tokens may come back as outputs: its supervisor says so, or its plugin does."""
         state = self.states.get(replica.name)
-        return replica.resumes_output or (state is not None and state.capable)
+        return replica.resumes_output or (state is not None and state.takes_outputs)
 
 
 @dataclass(slots=True)

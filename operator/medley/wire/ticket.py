@@ -150,6 +150,7 @@ class KvState(Message):
     mode: MigrationMode  # in force: Live or Auto when KV is carried, Resume when not
     capable: bool  # whether this engine exports, and takes tickets of engines with equal `numerics`
     reason: str = ""  # why not
+    takes_outputs: bool = False  # whether committed tokens may come back as outputs: `Capability.RESUME_EXACT`
     numerics: str = ""
     block_size: int = 0  # tokens
     bytes_per_token: int = 0  # of KV cache, over all workers

@@ -14,7 +14,7 @@ from medley.engine.kv.activation import STANDING
 from medley.engine.kv.endpoints import endpoints
 from medley.wire.ticket import KvState
 
-STATE = KvState(mode=MigrationMode.AUTO, capable=True, total_blocks=7)
+STATE = KvState(mode=MigrationMode.AUTO, capable=True, takes_outputs=True, total_blocks=7)
 
 
 async def ask(app: FastAPI, method: str, path: str, body: bytes = b"") -> tuple[int, dict]:
@@ -62,6 +62,8 @@ async def main() -> None:
     found["not carried: export"] = await ask(app, "POST", "/medley/v1/export", b"{}")
     assert core.calls == []  # an engine core without the plugin's methods is not asked
     STANDING.mode, STANDING.reason = MigrationMode.AUTO, ""
+    found["unchecked"] = await ask(app, "GET", "/medley/v1/kv")
+    STANDING.takes_outputs = True
     found["state"] = await ask(app, "GET", "/medley/v1/kv")
     found["export"] = await ask(app, "POST", "/medley/v1/export", b'{"requests": ["a"], "lease_s": 3}')
     found["empty"] = await ask(app, "POST", "/medley/v1/export")

@@ -23,8 +23,10 @@ def test_what_the_routes_take_and_answer():
     found = json.loads(done.stdout)
     status, state = found.pop("not carried: state")
     assert (status, state["mode"], state["capable"], state["reason"]) == (200, "Resume", False, "vllm.part has no step")
+    _, unchecked = found.pop("unchecked")
     status, state = found.pop("state")
     assert (status, state["mode"], state["capable"], state["total_blocks"]) == (200, "Auto", True, 7)
+    assert (unchecked["takes_outputs"], state["takes_outputs"]) == (False, True)  # the API server has to check them
     status, refused = found.pop("no json")
     assert (status, refused["error"].partition(":")[0]) == (422, "body")
     assert found == {

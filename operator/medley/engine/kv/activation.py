@@ -108,6 +108,7 @@ class Standing:
 
     mode: MigrationMode = MigrationMode.RESUME
     reason: str = "the plugin was not asked"
+    takes_outputs: bool = False  # this process, the API server, checks what comes back as outputs
 
 
 STANDING: Final = Standing()

@@ -86,7 +86,8 @@ class KvEndpoints:
     async def _state(self) -> KvState:
         if STANDING.mode is MigrationMode.RESUME or self._engine is None:
             return KvState(mode=MigrationMode.RESUME, capable=False, reason=STANDING.reason)
-        return KvState.model_validate_json(await self._call(STATE))
+        state = KvState.model_validate_json(await self._call(STATE))
+        return state.model_copy(update={"takes_outputs": state.takes_outputs and STANDING.takes_outputs})
 
     async def _call(self, utility: str, *arguments: str) -> str:
         return str(await self._engine.engine_core.call_utility_async(utility, *arguments))

@@ -32,7 +32,7 @@ from medley.engine.kv.server import Holder, pin_answers
 from medley.engine.kv.suitability import numerics, obstacle
 from medley.engine.kv.weights import weights_digest
 from medley.engine.kv.worker_half import WorkerFacts
-from medley.engine.plugin.resume import committed_ids
+from medley.engine.plugin.resume import committed_ids, is_installed
 from medley.wire.ticket import ITEM_BYTES, Held, KvState, Pins, Source, Ticket, history_digest
 
 _LOG: Final = logging.getLogger("vllm.medley.kv")
@@ -128,6 +128,7 @@ class SchedulerHalf:
         return KvState(
             mode=self._mode,
             capable=True,
+            takes_outputs=is_installed(),
             numerics=self._identity.numerics,
             block_size=geometry.block_size,
             bytes_per_token=per_head * sum(len(each.layers) * each.head_n for each in shards),

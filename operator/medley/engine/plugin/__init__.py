@@ -69,7 +69,9 @@ def register() -> None:
     """Install what fits this vLLM, and report. vLLM may call it more than once in a process."""
     report = _report()
     if parent_process() is None:  # the API server, where vLLM's arguments become its configuration
-        import_module("medley.engine.kv.activation").activate(_unknown(import_module("vllm").__version__))
+        activation = import_module("medley.engine.kv.activation")
+        activation.activate(_unknown(import_module("vllm").__version__))
+        activation.STANDING.takes_outputs = Capability.RESUME_EXACT in report["capabilities"]
     for line in report["disabled"]:
         _LOG.warning("medley: %s", line)
     if folder := os.environ.get(PLUGIN_REPORTS):

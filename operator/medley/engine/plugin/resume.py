@@ -23,12 +23,17 @@ _INSTALLED: Final = "_medley_resume"
 
 def install() -> None:
     """Patch this process's vLLM, once."""
-    if getattr(Request, _INSTALLED, False):
+    if is_installed():
         return
     Request.from_engine_core_request = classmethod(_resuming(Request.from_engine_core_request.__func__))
     CachedRequestState.__post_init__ = _recalling(CachedRequestState.__post_init__)
     StructuredOutputManager._create_grammar = _replaying(StructuredOutputManager._create_grammar)  # noqa: SLF001 - the only place
     setattr(Request, _INSTALLED, True)
+
+
+def is_installed() -> bool:
+    """Whether this process's vLLM takes tokens back as outputs."""
+    return bool(getattr(Request, _INSTALLED, False))
 
 
 def committed_ids(params: Any) -> list[int]:
