@@ -273,7 +273,8 @@ def give_way(process: int) -> None:
         with suppress(psutil.NoSuchProcess):
             for thread in each.threads():  # niceness is a thread's
                 with suppress(ProcessLookupError):
-                    os.setpriority(os.PRIO_PROCESS, thread.id, _NICENESS)
+                    nice = os.getpriority(os.PRIO_PROCESS, thread.id) + _NICENESS
+                    os.setpriority(os.PRIO_PROCESS, thread.id, min(nice, 19))
 
 
 def spawned(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
