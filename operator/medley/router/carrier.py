@@ -184,8 +184,8 @@ class Carrier:
                     self._note_tokens(attempt, len(event.token_ids))
                 command = conversation.send(event)
                 if isinstance(command, _DELIVERED):
+                    carriage.deliver(command)  # before anything else
                     self._note_delivery(carriage, attempt, len(command.token_ids))
-                    carriage.deliver(command)
                 if not isinstance(command, Deliver):
                     return True
             return False
