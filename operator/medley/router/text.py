@@ -117,11 +117,14 @@ class TextStream:
         `stopped`: the engine ended at the last of them (end of text, stop token), which is not text unless the client
         wants its stop included.
         """
-        self.prime()
+        if self._stream is None:
+            self.prime()
         rules = self._rules
         if not rules.stop and not stopped:  # nearly always
-            self._count += len(token_ids)
-            return Piece("".join([self._step(each) for each in token_ids]), len(token_ids), None)
+            count = len(token_ids)
+            self._count += count
+            text = self._step(token_ids[0]) if count == 1 else "".join([self._step(each) for each in token_ids])
+            return Piece(text, count, None)
         shown: list[str] = []
         last = len(token_ids) - 1
         for position, token_id in enumerate(token_ids):
