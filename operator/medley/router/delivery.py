@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any, NamedTuple
 
 from aiohttp import web
@@ -57,6 +58,7 @@ class Ready(NamedTuple):
 
 
 Deliverer = Callable[[Deliver | Finish], None]  # does not block
+_Form = Callable[[], StreamFormat]  # made when it is first asked for
 
 
 class Delivery:
@@ -77,9 +79,11 @@ class Delivery:
 
     async def stream(self, request: web.Request, ready: Ready) -> web.StreamResponse:
         """Answer with server-sent events."""
-        form = StreamFormat(ready.head, self._logprobs(ready), usage_field=ready.question.include_usage)
+        form = cache(lambda: StreamFormat(ready.head, self._logprobs(ready), usage_field=ready.question.include_usage))
         answer = EventStream(request, lambda: self._headers(ready), self._leaving)
-        asyncio.get_running_loop().call_soon(answer.word_head)  # once the call went out
+        loop = asyncio.get_running_loop()
+        loop.call_soon(form)  # once the call went out
+        loop.call_soon(answer.word_head)
         parsers = self._parsers(ready, form, answer)
         deliver = [
             self._deliverer(ready, form, answer, index, parsers[index] if parsers else None)
@@ -89,35 +93,35 @@ class Delivery:
         # Nothing is promised before the first token: a request that fails until then gets a status of its own.
         if fault is not None and not answer.begun:
             raise RequestError(fault.code, fault.message, fault.param)
-        await answer.end(self._ending(form, ready, fault))
+        await answer.end(self._ending(form(), ready, fault))
         return answer
 
     def _deliverer(
-        self, ready: Ready, form: StreamFormat, answer: EventStream, index: int, parser: ParsedStream | None
+        self, ready: Ready, form: _Form, answer: EventStream, index: int, parser: ParsedStream | None
     ) -> Deliverer:
-        opening = form.opening(index)
         continuous, alone = _continuous(ready), len(ready.choices) == 1
+        begun = False
 
         def deliver(part: Deliver | Finish) -> None:
-            nonlocal opening
+            nonlocal begun
+            opening, begun = b"" if begun else form().opening(index), True
             ready.usage.completion_tokens += len(part.token_ids)
             if parser is None:
-                answer.send(opening + form.chunk(index, part, continuous), last=alone and isinstance(part, Finish))
+                answer.send(opening + form().chunk(index, part, continuous), last=alone and isinstance(part, Finish))
             else:
                 answer.send(opening)
                 parser.feed(part)
-            opening = b""
 
         return deliver
 
-    def _parsers(self, ready: Ready, form: StreamFormat, answer: EventStream) -> list[ParsedStream]:
+    def _parsers(self, ready: Ready, form: _Form, answer: EventStream) -> list[ParsedStream]:
         """Return what reads the choices before clients do; none if text is all there is to it."""
         if not ready.parsed:
             return []
         continuous = _continuous(ready)
 
         def emitter(index: int) -> Callable[[Read], None]:
-            return lambda read: answer.send(form.read_chunk(index, read, continuous))
+            return lambda read: answer.send(form().read_chunk(index, read, continuous))
 
         return [
             ParsedStream(self._asked(ready, choice), self._derenderer(ready), emitter(index))
