@@ -111,6 +111,18 @@ async def test_calls_follow_one_another_on_one_connection():
     ]
 
 
+@pytest.mark.parametrize(
+    ("status", "early"), [(b"200 OK", b"a"), (b"500 No", b"")], ids=["an answer", "what went wrong"]
+)
+async def test_what_comes_with_the_head_is_fed_before_anybody_wakes(status, early):
+    taken = bytearray()
+    engine = Engine([b"HTTP/1.1 %b\r\nContent-Length: 1\r\n\r\na" % status])
+    async with engine.called() as (client, url):
+        answer = await client.post(url, "/p", None, b"{}", lambda block: bool(taken.extend(block)))
+        assert (bytes(taken), await answer.read()) == (early, b"a".removeprefix(early))
+        answer.leave(ended=True)
+
+
 async def test_what_follows_a_finish_is_waited_for_and_the_connection_kept():
     finished = asyncio.Event()
     engine = Engine([CHUNKED, chunk(b"finish"), finished, chunk(b"[DONE]") + END], [CHUNKED + END])

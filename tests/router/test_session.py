@@ -40,6 +40,10 @@ def choice(max_tokens=20, sampling=None, rules=PLAIN, min_tokens=0, prompt=PROMP
     return Choice("id", rendered, seed=11, rules=rules)
 
 
+def talking(asked, vocabulary=VOCAB):
+    return conversation(asked, TextStream(vocabulary, asked.rendered.token_ids, asked.rules))
+
+
 @dataclass
 class Client:
     """Drives a conversation as the carrier does, over engines whose breaks are given."""
@@ -55,7 +59,7 @@ class Client:
     end: Finish | Abandon | None = None
 
     def run(self, asked: Choice, vocabulary: Vocabulary = VOCAB) -> Client:
-        talk = conversation(asked, vocabulary)
+        talk = talking(asked, vocabulary)
         command = next(talk)
         while True:
             match command:
@@ -234,7 +238,7 @@ def test_breaks_that_are_not_the_requests_fault_are_not_counted(cause):
     ],
 )
 def test_an_engine_that_gives_up_is_replaced(event, cause):
-    talk = conversation(choice(3), VOCAB)
+    talk = talking(choice(3))
     next(talk)
     talk.send(INCAPABLE)
     assert talk.send(event) == Seek(resuming=True, cause=cause)
@@ -242,7 +246,7 @@ def test_an_engine_that_gives_up_is_replaced(event, cause):
 
 @pytest.mark.parametrize("code", [400, 413, 422])
 def test_a_request_at_fault_ends_at_once(code):
-    talk = conversation(choice(3), VOCAB)
+    talk = talking(choice(3))
     next(talk)
     talk.send(INCAPABLE)
     fault = EngineFault(code, "token id 9 is out of vocabulary", "prompt")
@@ -250,7 +254,7 @@ def test_a_request_at_fault_ends_at_once(code):
 
 
 def test_a_fault_after_tokens_were_delivered_is_the_engines():
-    talk = conversation(choice(3), VOCAB)
+    talk = talking(choice(3))
     next(talk)
     talk.send(INCAPABLE)
     talk.send(TokenEvent([9], None, None, ()))
@@ -258,7 +262,7 @@ def test_a_fault_after_tokens_were_delivered_is_the_engines():
 
 
 def test_a_stop_token_ends_the_text_before_itself():
-    talk = conversation(choice(5), VOCAB)
+    talk = talking(choice(5))
     next(talk)
     talk.send(INCAPABLE)
     word = VOCABULARY - 1
@@ -268,7 +272,7 @@ def test_a_stop_token_ends_the_text_before_itself():
 
 
 def test_more_tokens_than_asked_for_are_not_delivered():
-    talk = conversation(choice(2), VOCAB)
+    talk = talking(choice(2))
     next(talk)
     talk.send(INCAPABLE)
     end = talk.send(TokenEvent([70, 71, 72], None, None, ()))

@@ -100,6 +100,8 @@ def place(
 
 def _preferred(free: list[Candidate], size: float) -> Candidate:
     """Return the least loaded replica, or one not much more loaded that holds more of the prompt."""
+    if len(free) == 1:
+        return free[0]
     least = min(free, key=_order)
     near = [each for each in free if each.load <= least.load + TOLERATED_REQUESTS * size / each.max_running]
     holding = min(near, key=lambda each: (-each.prefix_tokens, _order(each)))

@@ -70,6 +70,14 @@ class LogprobFormat:
         """Return the `logprobs` object of a choice. `text_offset`: characters of the choice before these tokens."""
         if self._endpoint is Endpoint.CHAT:
             return {"content": [self._chat(each) for each in logprobs]}
+        if len(logprobs) == 1:  # nearly all chunks
+            one = logprobs[0]
+            return {
+                "tokens": [self._vocabulary.token(one.token_id)[0]],
+                "token_logprobs": [one.logprob],
+                "top_logprobs": [self._tops(one)] if self._top else None,
+                "text_offset": [text_offset],
+            }
         texts = [self._vocabulary.token(each.token_id)[0] for each in logprobs]
         offsets = list(accumulate(map(len, texts), initial=text_offset))[:-1]
         return {

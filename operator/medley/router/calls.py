@@ -21,7 +21,11 @@ KEPT_SECONDS = 4.0
 # What follows a finish reason is a few bytes; their connection is worth waiting for.
 _TAIL_SECONDS = 1.0
 _FIRST_FINAL_STATUS = 200
+_FED_STATUS = 200  # bodies of others say what went wrong
 _LENGTHS = frozenset({b"content-length", b"transfer-encoding"})
+
+# Takes the parts of a body as they come; True: it has enough.
+Taker = Callable[[bytes], bool]
 
 
 class UnreachableError(ConnectionError):
@@ -52,7 +56,7 @@ class Answer(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_blocks", "_complete", "_error", "_left", "_lengthy", "_loop", "_parser", "_pool", "_reader", "_sated",
+        "_blocks", "_complete", "_error", "_fed", "_left", "_lengthy", "_loop", "_parser", "_pool", "_reader", "_sated",
         "_stays", "_tail", "_take", "_transport", "idle_since", "place", "status",
     )  # fmt: skip
 
@@ -66,34 +70,38 @@ class Answer(asyncio.Protocol):
         self._blocks: list[bytes] = []
         self._complete = self._left = True
         self._lengthy = self._stays = self._sated = False
-        self._take: Callable[[bytes], bool] | None = None  # who takes the body as it comes
+        self._take: Taker | None = None  # who takes the body as it comes
+        self._fed = False  # somebody waits for what `_take` says, and for nothing before that
         self._error: Exception | None = None
         self._tail: asyncio.TimerHandle | None = None
 
     # What callers do
 
-    async def ask(self, question: bytes) -> None:
-        """Send a call and wait for the head of its answer: `status`."""
+    async def ask(self, question: bytes, take: Taker | None = None) -> None:
+        """Send a call and wait for the head of its answer: `status`.
+
+        What of a body comes with the head or right after it goes to `take`, if it is an answer to be fed to it.
+        """
         assert self._transport is not None
-        self.status = 0
+        self.status, self._take = 0, take
         self._complete = self._left = self._lengthy = self._sated = False
         self._transport.write(question)
         while not self.status:
             await self._news()
 
-    async def feed(self, take: Callable[[bytes], bool]) -> bool:
+    async def feed(self, take: Taker) -> bool:
         """Give `take` the body as it comes until it has enough; False: the body ended before.
 
         It is called from where bytes come in, which spares each of them the way through a task. What it raises is
         raised here; `ConnectionError` if the connection breaks.
         """
-        self._take = take
+        self._take, self._fed = take, True
         try:
             self._offer()
             while not self._sated and not self._complete:
                 await self._news()
         finally:
-            self._take = None
+            self._fed = False
         if self._error is not None and not self._sated:
             raise self._error
         return self._sated
@@ -106,7 +114,7 @@ class Answer(asyncio.Protocol):
 
     def leave(self, *, ended: bool) -> None:
         """Read no more. `ended`: little is to come, so the connection is kept; else the engine's work is aborted."""
-        self._left = True
+        self._left, self._take = True, None
         self._blocks.clear()
         if self._complete:
             self._give_back()
@@ -137,7 +145,7 @@ class Answer(asyncio.Protocol):
 
     def _offer(self) -> None:
         """Give what came to the one who takes it."""
-        if self._take is None or self._sated or not self._blocks:
+        if self._take is None or self._sated or not self._blocks or self.status != _FED_STATUS:
             return
         blocks, self._blocks = self._blocks, []
         try:
@@ -182,7 +190,7 @@ class Answer(asyncio.Protocol):
             self.abort()
         if not self._left:
             self._offer()
-            if self._take is None or self._sated or self._complete or self._error is not None:
+            if not self._fed or self._sated or self._complete or self._error is not None:
                 self._wake()
         elif self._complete and self._tail is not None:
             self._give_back()
@@ -234,15 +242,16 @@ class Calls:
         self._idle: dict[Place, list[Answer]] = {}
         self._sweep: asyncio.TimerHandle | None = None
 
-    async def post(self, url: str, path: str, key: str | None, body: bytes) -> Answer:
+    async def post(self, url: str, path: str, key: str | None, body: bytes, take: Taker | None = None) -> Answer:
         """Send JSON and return the answer when its head is there; whoever gets it has to `leave` it.
 
+        `take`: to whom the answer will be fed; it may get the first of it before this returns.
         `UnreachableError` if there is no connection, another `ConnectionError` if it breaks.
         """
         place = _place(url)
         answer = self._kept(place) or await self._connected(place)
         try:
-            await answer.ask(b"%b%d\r\n\r\n%b" % (_head(place, path, key), len(body), body))
+            await answer.ask(b"%b%d\r\n\r\n%b" % (_head(place, path, key), len(body), body), take)
         except BaseException:
             answer.leave(ended=False)
             raise

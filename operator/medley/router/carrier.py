@@ -180,12 +180,13 @@ class Carrier:
         def take(events: Sequence[TokenEvent | EngineFault | Broken]) -> bool:
             nonlocal command
             for event in _unmerged(events) if attempt.cut else events:
-                if isinstance(event, TokenEvent) and event.token_ids:
-                    self._note_tokens(attempt, len(event.token_ids))
                 command = conversation.send(event)
                 if isinstance(command, _DELIVERED):
+                    carriage.deliver(command)  # before anything else
+                if isinstance(event, TokenEvent) and event.token_ids:
+                    self._note_tokens(attempt, len(event.token_ids))
+                if isinstance(command, _DELIVERED):
                     self._note_delivery(carriage, attempt, len(command.token_ids))
-                    carriage.deliver(command)
                 if not isinstance(command, Deliver):
                     return True
             return False

@@ -1,7 +1,7 @@
 """Gives clients what their choices made: streamed or whole, as text or as an engine's parsers read it.
 
-Called by `server` for each request that may begin. One carrier task per choice delivers into it; a slow client slows
-its own handler alone: what was made waits in `_Outbox`, never more than the request's max_tokens.
+Called by `server` for each request that may begin. Carriers deliver into it; a slow client slows nobody: what was made
+waits in its connection, never more than the request's max_tokens.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any, NamedTuple
 
 from aiohttp import web
@@ -18,12 +19,13 @@ from medley.core.workload import MELANGE_GRID
 from medley.router.answers import DONE, Head, LogprobFormat, StreamFormat, Usage, WholeChoice, whole_answer
 from medley.router.attempt import History
 from medley.router.carrier import Carriage, Carrier
+from medley.router.event_stream import EventStream
 from medley.router.fleet import Fleet
 from medley.router.metrics import RouterMetrics
 from medley.router.openai_api import Endpoint, Question, RequestError
 from medley.router.parsing import Asked, Derender, ParsedStream, Read, needs_reading, parsed_message
 from medley.router.session import Abandon, Choice, Deliver, Finish, conversation, resumes_exactly
-from medley.router.text import Vocabulary
+from medley.router.text import TextStream, Vocabulary
 from medley.wire.generate import EngineFault
 from medley.wire.json_text import write_json
 
@@ -56,48 +58,7 @@ class Ready(NamedTuple):
 
 
 Deliverer = Callable[[Deliver | Finish], None]  # does not block
-
-
-class _Outbox:
-    """What carriers delivered and the client has not taken yet."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._pieces: list[bytes] = []
-        self._taker: asyncio.Future[None] | None = None  # who waits for bytes
-        self._begun = self._closed = False
-
-    def put(self, piece: bytes, *, last: bool = False) -> None:
-        """Add bytes; never blocks. `last`: the end follows at once; they go out with it, but for a first token."""
-        if piece:
-            self._pieces.append(piece)
-            if not last or not self._begun:
-                self._wake()
-
-    def close(self) -> None:
-        """No more will come."""
-        self._closed = True
-        self._wake()
-
-    async def take(self) -> bytes:
-        """Wait for bytes and return all there are; empty: no more will come."""
-        if not self._pieces and not self._closed:
-            self._taker = self._loop.create_future()
-            await self._taker
-        self._begun = True
-        taken = b"".join(self._pieces)
-        self._pieces.clear()
-        return taken
-
-    def _wake(self) -> None:
-        if self._taker is not None and not self._taker.done():
-            self._taker.set_result(None)
-
-
-class _EventStream(web.StreamResponse):
-    """Its headers go out in one write with the first token, which is there when they are."""
-
-    _send_headers_immediately = False
+_Form = Callable[[], StreamFormat]  # made when it is first asked for
 
 
 class Delivery:
@@ -111,65 +72,56 @@ class Delivery:
         options: Options,
         *,
         derender: Callable[[float, dict[str, Any]], Awaitable[dict[str, Any] | EngineFault]],
+        leaving: Callable[[], bool],  # connections end with the answers that they carry
     ) -> None:
         self._fleet, self._carrier, self._metrics, self._options = fleet, carrier, metrics, options
-        self._derender = derender
+        self._derender, self._leaving = derender, leaving
 
     async def stream(self, request: web.Request, ready: Ready) -> web.StreamResponse:
         """Answer with server-sent events."""
-        form = StreamFormat(ready.head, self._logprobs(ready), usage_field=ready.question.include_usage)
-        outbox = _Outbox()
-        parsers = self._parsers(ready, form, outbox)
+        form = cache(lambda: StreamFormat(ready.head, self._logprobs(ready), usage_field=ready.question.include_usage))
+        answer = EventStream(request, lambda: self._headers(ready), self._leaving)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(form)  # once the call went out
+        loop.call_soon(answer.word_head)
+        parsers = self._parsers(ready, form, answer)
         deliver = [
-            self._deliverer(ready, form, outbox, index, parsers[index] if parsers else None)
+            self._deliverer(ready, form, answer, index, parsers[index] if parsers else None)
             for index in range(len(ready.choices))
         ]
-        carried = asyncio.create_task(self._carry_and_read(ready, deliver, parsers), name=ready.head.id)
-        carried.add_done_callback(lambda _: outbox.close())
-        try:
-            await asyncio.sleep(0)  # the call goes out before anything else is done
-            response = _EventStream(headers={**self._headers(ready), "Content-Type": "text/event-stream"})
-            # Nothing is promised before the first token: a request that fails until then gets a status of its own.
-            first = await outbox.take()
-            if not first and (fault := carried.result()) is not None:
-                raise RequestError(fault.code, fault.message, fault.param)
-            await response.prepare(request)
-            piece = first
-            while piece and not carried.done():
-                await response.write(piece)
-                piece = await outbox.take()
-            fault = carried.result()
-        finally:
-            carried.cancel()  # the client left, or it is done already
-        await response.write_eof(piece + self._ending(form, ready, fault))
-        return response
+        fault = await self._carry_and_read(ready, deliver, parsers)
+        # Nothing is promised before the first token: a request that fails until then gets a status of its own.
+        if fault is not None and not answer.begun:
+            raise RequestError(fault.code, fault.message, fault.param)
+        await answer.end(self._ending(form(), ready, fault))
+        return answer
 
     def _deliverer(
-        self, ready: Ready, form: StreamFormat, outbox: _Outbox, index: int, parser: ParsedStream | None
+        self, ready: Ready, form: _Form, answer: EventStream, index: int, parser: ParsedStream | None
     ) -> Deliverer:
-        opening = form.opening(index)
         continuous, alone = _continuous(ready), len(ready.choices) == 1
+        begun = False
 
         def deliver(part: Deliver | Finish) -> None:
-            nonlocal opening
+            nonlocal begun
+            opening, begun = b"" if begun else form().opening(index), True
             ready.usage.completion_tokens += len(part.token_ids)
             if parser is None:
-                outbox.put(opening + form.chunk(index, part, continuous), last=alone and isinstance(part, Finish))
+                answer.send(opening + form().chunk(index, part, continuous), last=alone and isinstance(part, Finish))
             else:
-                outbox.put(opening)
+                answer.send(opening)
                 parser.feed(part)
-            opening = b""
 
         return deliver
 
-    def _parsers(self, ready: Ready, form: StreamFormat, outbox: _Outbox) -> list[ParsedStream]:
+    def _parsers(self, ready: Ready, form: _Form, answer: EventStream) -> list[ParsedStream]:
         """Return what reads the choices before clients do; none if text is all there is to it."""
         if not ready.parsed:
             return []
         continuous = _continuous(ready)
 
         def emitter(index: int) -> Callable[[Read], None]:
-            return lambda read: outbox.put(form.read_chunk(index, read, continuous))
+            return lambda read: answer.send(form().read_chunk(index, read, continuous))
 
         return [
             ParsedStream(self._asked(ready, choice), self._derenderer(ready), emitter(index))
@@ -232,15 +184,17 @@ class Delivery:
         grid = MELANGE_GRID if self._fleet.view.table is None else self._fleet.view.table.grid
         loop = asyncio.get_running_loop()
         deadline = ready.arrived + self._options.request_timeout.total_seconds()
-        carriages = []
+        carriages, talks = [], []
         for choice, each in zip(ready.choices, deliver, strict=True):
             prompt_tokens = len(choice.rendered.token_ids)
             bucket = grid.bucket(prompt_tokens, choice.rendered.max_tokens)
-            loop.call_soon(self._metrics.asked, grid, bucket, prompt_tokens)  # once the call went out
+            text = TextStream(ready.vocabulary, choice.rendered.token_ids, choice.rules)
+            loop.call_soon(text.prime)  # once the call went out
+            loop.call_soon(self._metrics.asked, grid, bucket, prompt_tokens)
             carriage = Carriage(bucket, History(choice), ready.arrived, deadline, each)
             carriage.keys, carriage.per_minute = carriage.history.keys(), self._fleet.sizes.arrived(bucket)
             carriages.append(carriage)
-        talks = [conversation(each.history.choice, ready.vocabulary, each.history.committed) for each in carriages]
+            talks.append(conversation(choice, text, carriage.history.committed))
         if len(carriages) == 1:
             ends: list[Finish | Abandon] = [await self._carrier.carry(talks[0], carriages[0])]
         else:

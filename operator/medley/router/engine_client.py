@@ -134,7 +134,7 @@ class EngineClient:
         last: EngineFault | Broken | None = None
         try:
             # Without a timeout: silence is judged by `fleet`.
-            answer = await self._calls.post(url, GENERATE_PATH, self._key(), call.body())
+            answer = await self._calls.post(url, GENERATE_PATH, self._key(), call.body(), read)
             if answer.status != _OK:
                 last = parse_fault(answer.status, await answer.read())
             elif not await answer.feed(read):

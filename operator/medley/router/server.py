@@ -70,7 +70,9 @@ class RouterServer:
         self.leaving = False  # set by who drains: connections end with the answers that they carry
         self._open_requests, self._one_ended = 0, asyncio.Event()
         self._rendering = Rendering(fleet, engines, self._missing, clock=clock)
-        self._delivery = Delivery(fleet, carrier, metrics, options, derender=self._rendering.derender)
+        self._delivery = Delivery(
+            fleet, carrier, metrics, options, derender=self._rendering.derender, leaving=lambda: self.leaving
+        )
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""

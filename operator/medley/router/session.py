@@ -12,7 +12,7 @@ from collections.abc import Generator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from medley.router.text import TextRules, TextStream, Vocabulary
+from medley.router.text import TextRules, TextStream
 from medley.wire.generate import (
     FINISHED_BY_ABORT,
     FINISHED_BY_ERROR,
@@ -157,13 +157,14 @@ def resumes_exactly(sampling: Mapping[str, Any], *, resumes_output: bool) -> boo
 
 
 def conversation(
-    choice: Choice, vocabulary: Vocabulary, committed: list[int] | None = None
+    choice: Choice, text: TextStream, committed: list[int] | None = None
 ) -> Generator[Command, Event, None]:
     """Carry one choice to its end over any number of engines. The last command is `Finish` or `Abandon`.
 
-    `committed` is empty, and grows with each token; who gives it may read along.
+    `text`: of this choice, without any token. `committed` is empty, and grows with each token; who gives it may read
+    along.
     """
-    log = _TokenLog(choice, vocabulary, [] if committed is None else committed)
+    log = _TokenLog(choice, text, [] if committed is None else committed)
     fruitless = 0
     forced: ResumeMode | None = None
     cause: Cause | None = None
@@ -218,10 +219,10 @@ def _attempt(
 class _TokenLog:
     """The tokens of one choice, each committed once, and the text they make."""
 
-    def __init__(self, choice: Choice, vocabulary: Vocabulary, committed: list[int]) -> None:
+    def __init__(self, choice: Choice, text: TextStream, committed: list[int]) -> None:
         self.committed = committed
         self._limit = choice.rendered.max_tokens
-        self._text = TextStream(vocabulary, choice.rendered.token_ids, choice.rules)
+        self._text = text
 
     def commit(self, event: TokenEvent) -> Deliver | Finish:
         """Add the tokens of one event and return what the client gets for them."""

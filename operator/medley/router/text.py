@@ -93,16 +93,23 @@ class Piece(NamedTuple):
 class TextStream:
     """The text of one choice as it grows. Follows vLLM's detokeniser, so both give the same text."""
 
-    __slots__ = ("_begun", "_count", "_held", "_rules", "_stream", "_tail", "_tokenizer", "_window")
+    __slots__ = ("_begun", "_context", "_count", "_held", "_rules", "_stream", "_tail", "_tokenizer", "_window")
 
     def __init__(self, vocabulary: Vocabulary, prompt: Sequence[int], rules: TextRules) -> None:
         self._tokenizer = vocabulary.tokenizer
         self._rules = rules
-        self._stream, self._begun = _primed(self._tokenizer, list(prompt[-_CONTEXT_TOKENS:]), rules)
+        self._context = list(prompt[-_CONTEXT_TOKENS:])
+        self._stream: Any = None  # until it is primed
+        self._begun = ""
         self._window = max((len(stop) for stop in rules.stop), default=1) - 1
         self._tail = ""  # the last characters made, as far back as a stop string may begin
         self._held = ""  # of them, those not shown yet
         self._count = 0
+
+    def prime(self) -> None:
+        """Read the end of the prompt. `push` does it at last; done before, the first tokens do not wait for it."""
+        if self._stream is None:
+            self._stream, self._begun = _primed(self._tokenizer, self._context, self._rules)
 
     def push(self, token_ids: Sequence[int], *, stopped: bool = False) -> Piece:
         """Add tokens and return what may be shown.
@@ -110,10 +117,14 @@ class TextStream:
         `stopped`: the engine ended at the last of them (end of text, stop token), which is not text unless the client
         wants its stop included.
         """
+        if self._stream is None:
+            self.prime()
         rules = self._rules
         if not rules.stop and not stopped:  # nearly always
-            self._count += len(token_ids)
-            return Piece("".join([self._step(each) for each in token_ids]), len(token_ids), None)
+            count = len(token_ids)
+            self._count += count
+            text = self._step(token_ids[0]) if count == 1 else "".join([self._step(each) for each in token_ids])
+            return Piece(text, count, None)
         shown: list[str] = []
         last = len(token_ids) - 1
         for position, token_id in enumerate(token_ids):

@@ -152,6 +152,9 @@ def parse_events(payloads: Sequence[bytes]) -> list[TokenEvent | EngineFault]:
     An end that is no finish stays by itself, since what it carries may not count.
     Raises `EngineError` if any of them is not the protocol.
     """
+    if len(payloads) == 1:  # nearly always
+        alone = parse_event(payloads[0])
+        return [] if alone is None else [alone]
     made: list[TokenEvent | EngineFault] = []
     for payload in payloads:
         event = parse_event(payload)
