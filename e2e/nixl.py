@@ -20,7 +20,7 @@ NIXL_VERSION = "1.5.1"
 ENVIRONMENT_VARIABLE = "MEDLEY_NIXL"
 # Of CUDA 13 since NIXL goes by the venv's torch; it works without a driver. `nixl` alone would bring those of CUDA 12.
 _PACKAGES = (f"nixl=={NIXL_VERSION}", f"nixl-cu13=={NIXL_VERSION}")
-_CHECK = "from nixl import _bindings; print(*_bindings.nixlAgent('check', _bindings.nixlAgentConfig()).getAvailPlugins())"
+_CHECK = "from nixl import _bindings as b; print(*b.nixlAgent('check', b.nixlAgentConfig()).getAvailPlugins())"
 
 _MOST_SAID = 300  # characters: the last ones name the cause
 
@@ -63,7 +63,7 @@ def _check(python: Path, folder: Path) -> None:
 def _output(doing: str, command: tuple[str, ...], variables: dict[str, str] | None = None) -> str:
     """Return the last line that a command prints; NoNixlError with what it complains if it fails."""
     environment = {**os.environ, **(variables or {})}
-    done = subprocess.run(  # noqa: S603  # our own commands
+    done = subprocess.run(
         command, env=environment, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
     if done.returncode:

@@ -113,8 +113,8 @@ class WorkerHalf:
                 _LOG.warning("medley: %s is computed, not carried: %s", ended.request_id, ended.fault)
             else:
                 _LOG.info(
-                    "medley: carried %s: %.2f MB in %.1f ms",
-                    ended.request_id, ended.bytes_read / 1e6, ended.seconds * 1e3,
+                    "medley: carried %s: %.2f MB in %.1f ms, %.2f MB of it by NIXL",
+                    ended.request_id, ended.bytes_read / 1e6, ended.seconds * 1e3, ended.bytes_fetched / 1e6,
                 )  # fmt: skip
         return found
 
@@ -154,5 +154,5 @@ def _direct(blocks: Blocks) -> Any:
         raise ValueError(f"{TRANSPORT_VARIABLE}=nixl: not written for caches on accelerators; choose tcp")  # noqa: TRY004
     try:
         return import_module("medley.engine.kv.direct").DirectMemory(blocks.regions())
-    except ImportError as error:
-        raise ValueError(f"{TRANSPORT_VARIABLE}=nixl: {error}; install the package nixl, or choose tcp") from error
+    except (ImportError, OSError) as error:
+        raise ValueError(f"{TRANSPORT_VARIABLE}=nixl: {error}; install the package nixl 1.5, or choose tcp") from error
