@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module")]
 
 SAMPLINGS = ("greedy", "seeded", "penalties", "regex")
 TOKENS, CUT, LONGEST = 40, 10, 160
-CARRIED = re.compile(r"medley: carried \S+: ([0-9.]+) MB in [0-9.]+ ms, ([0-9.]+) MB of it by NIXL")
+CARRIED = re.compile(r"medley: carried .+: ([0-9.]+) MB in [0-9.]+ ms, ([0-9.]+) MB of it by NIXL")
 BY_NIXL, BY_TCP = "by NIXL", "by TCP"
 
 
