@@ -154,10 +154,21 @@ def an_idle_agent_leaves_the_processor_to_others() -> None:
     assert after[1] - before[1] < 0.1, after
 
 
+def a_nixl_that_cannot_start_says_so() -> None:
+    """Last: UCX reads this for each agent."""
+    os.environ["UCX_TLS"] = "none that is known"
+    try:
+        prepared(WHOLE)
+    except OSError as error:
+        said = str(error)
+    assert said.startswith("NIXL: "), said
+
+
 def main() -> None:
     every_shard_is_filled()
     struck_sources_are_faults_and_the_next_one_is_read()
     an_idle_agent_leaves_the_processor_to_others()
+    a_nixl_that_cannot_start_says_so()
     sys.stdout.write("carried\n")
 
 
