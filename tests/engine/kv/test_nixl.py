@@ -12,7 +12,7 @@ HERE = Path(__file__)
 
 
 @pytest.mark.vllm
-@pytest.mark.parametrize("ways", ["all", "tcp"], ids=["of one machine", "of two machines"])
+@pytest.mark.parametrize("ways", ["all", "tcp"], ids=["as by default", "over TCP"])
 def test_blocks_arrive_by_nixl_in_another_process(nixl, ways):
     path = os.pathsep.join([str(HERE.parents[3] / "operator"), str(HERE.parents[3]), str(nixl)])
     done = subprocess.run(

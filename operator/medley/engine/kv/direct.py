@@ -22,6 +22,7 @@ from nixl import _bindings as nixl
 
 from medley.engine.kv.layout import paired
 from medley.engine.kv.messages import Remote
+from medley.engine.kv.puller import NotFetchedError
 
 Places = Sequence[tuple[int, int]]  # address, bytes
 
@@ -52,7 +53,7 @@ class DirectMemory:
         return Remote(agent=self._metadata, pieces=tuple(_placed(piece) for piece in pieces))
 
     def fetch(self, remote: Remote, into: Iterator[memoryview], check: Callable[[], None]) -> int:
-        """Fill pieces of this cache; return the bytes. OSError if NIXL cannot, or what `check` raises.
+        """Fill pieces of this cache; return the bytes. NotFetchedError if NIXL cannot, or what `check` raises.
 
         Nothing is written any more when it returns or raises.
         """
@@ -60,7 +61,7 @@ class DirectMemory:
             here, there = paired([_placed(piece) for piece in into], remote.pieces)
             holder = b64decode(remote.agent, validate=True)
         except ValueError as error:
-            raise ConnectionError(str(error)) from error
+            raise NotFetchedError(str(error)) from error
         try:
             with self._lock:
                 if self._taking is None:
@@ -69,7 +70,7 @@ class DirectMemory:
                 transfer = agent.begin(holder, here, there)
             self._finish(agent, transfer, check)
         except _FAULTS as error:
-            raise ConnectionError(f"NIXL: {error}") from error
+            raise NotFetchedError(f"NIXL: {error}") from error
         return sum(size for _, size in here)
 
     def _finish(self, agent: _Agent, transfer: _Transfer, check: Callable[[], None]) -> None:
@@ -87,14 +88,14 @@ class DirectMemory:
                 elif time.monotonic() > ends:
                     _LOG.warning("medley: a read by NIXL does not end (%s); this worker's reads all end", unwanted)
                     self._end(agent)
-        except (OSError, *_FAULTS):
+        except (NotFetchedError, *_FAULTS):
             if unwanted is None:
                 raise
         if unwanted is not None:
             raise unwanted
 
     def _runs(self, agent: _Agent, transfer: _Transfer) -> bool:
-        """Whether a transfer goes on; ConnectionError if it was ended, one of NIXL's if it broke."""
+        """Whether a transfer goes on; NotFetchedError if it was ended, one of NIXL's if it broke."""
         with self._lock:
             return agent.runs(transfer)
 
@@ -132,7 +133,7 @@ class _Agent:
     def begin(self, holder: bytes, here: Places, there: Places) -> _Transfer:
         """Start to read from a holder, by its metadata."""
         if holder in self._broken:
-            raise ConnectionError("NIXL: the connection is broken")
+            raise NotFetchedError("NIXL: the connection is broken")
         if holder not in self._names:
             self._names[holder] = self._agent.loadRemoteMD(holder).decode()
         local, remote = (
@@ -150,9 +151,9 @@ class _Agent:
         return transfer
 
     def runs(self, transfer: _Transfer) -> bool:
-        """Whether a transfer goes on; ConnectionError if it was ended."""
+        """Whether a transfer goes on; NotFetchedError if it was ended."""
         if transfer not in self._running:
-            raise ConnectionError("NIXL: ended, since another transfer did not end")
+            raise NotFetchedError("NIXL: ended, since another transfer did not end")
         try:
             state = self._agent.getXferStatus(transfer.handle)
         except _FAULTS:

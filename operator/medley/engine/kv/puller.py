@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from medley.engine.kv.blocks import Blocks
 from medley.engine.kv.layout import IncompleteError, Pull, pulls, split
@@ -68,11 +68,15 @@ class FailedError(Exception):
     """A load cannot succeed; the message is for the log."""
 
 
+class NotFetchedError(Exception):
+    """Bytes could not be fetched, and nothing more is written; the source may still send them."""
+
+
 class Fetcher(Protocol):
     """Fetches bytes from another process's memory: the transport beside TCP."""
 
     def fetch(self, remote: Remote, into: Iterator[memoryview], check: Callable[[], None]) -> int:
-        """Fill pieces from where the bytes are; return the bytes. OSError if it cannot."""
+        """Fill pieces from where the bytes are; return the bytes. NotFetchedError, or what `check` raises."""
         ...
 
 
@@ -199,6 +203,14 @@ class Puller:
         return len(pull.shard.layers) * len(load.into) * slice_bytes(self._blocks.geometry, pull.shard.head_n)
 
     def _read(self, running: _Running, pull: Pull) -> _Read:
+        if self._fetcher is not None:
+            try:
+                return self._read_by(running, pull, "nixl")
+            except NotFetchedError as error:
+                _LOG.info("medley: %s is sent, not fetched: %s", running.load.request_id, error)
+        return self._read_by(running, pull, "tcp")
+
+    def _read_by(self, running: _Running, pull: Pull, by: Literal["tcp", "nixl"]) -> _Read:
         load, ticket = running.load, running.load.ticket
         source = ticket.sources[pull.source]
         request = ReadRequest(
@@ -212,7 +224,7 @@ class Puller:
             block_size=ticket.block_size,
             dtype=ticket.dtype,
             content=ticket.content,
-            by="tcp" if self._fetcher is None else "nixl",
+            by=by,
         )
         running.check()
         size = self._bytes_of(pull, load)

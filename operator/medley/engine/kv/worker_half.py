@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final
 
 from vllm.config import VllmConfig, get_layers_from_vllm_config
@@ -27,6 +28,7 @@ from medley.engine.kv.server import block_answers
 from medley.wire.ticket import ITEM_BYTES
 
 TRANSPORT_VARIABLE: Final = "MEDLEY_KV_TRANSPORT"  # tcp, or nixl
+_RDMA: Final = Path("/sys/class/infiniband")
 _LOG: Final = logging.getLogger("vllm.medley.kv")
 
 
@@ -152,6 +154,10 @@ def _direct(blocks: Blocks) -> Any:
         raise ValueError(f"{TRANSPORT_VARIABLE}: expected tcp or nixl, got {wanted!r}")
     if not isinstance(blocks, HostBlocks):
         raise ValueError(f"{TRANSPORT_VARIABLE}=nixl: not written for caches on accelerators; choose tcp")  # noqa: TRY004
+    if not _RDMA.is_dir() or not any(_RDMA.iterdir()):
+        _LOG.warning(
+            "medley: no RDMA here: NIXL goes to other machines by TCP, and UCX may end this worker with its reader"
+        )
     try:
         return import_module("medley.engine.kv.direct").DirectMemory(blocks.regions())
     except (ImportError, OSError) as error:
