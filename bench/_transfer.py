@@ -17,8 +17,10 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 
+from bench._direct import BLOCKS, GEOMETRY, SHARD, SIZE, bandwidth_by_nixl, cache
 from e2e.soak.drive import Driver
 from e2e.soak.engines import Engine, VllmEngine
+from e2e.vllm_venv import ensure_venv
 from medley.core.identity import TLS_FOLDER_VARIABLE, Role
 from medley.engine.kv.blocks import HostBlocks
 from medley.engine.kv.errands import Errands
@@ -31,8 +33,6 @@ from medley.tls.keyring import Keyring
 from medley.wire.ticket import EXPORT_PATH, RELEASE_PATH, Exported, Source, Ticket, history_digest
 
 _HOST, _EXPORT, _SECRET = "127.0.0.1", "export-1", b"s" * 32
-_GEOMETRY, _BLOCKS = Geometry(32, "float32", 64), 192
-_SHARD = Shard(tuple(f"layer {n}" for n in range(8)), 0, 4)
 _ROUNDS = 5
 _TOKENS = 60  # of each of the two phases
 
@@ -42,12 +42,19 @@ def bandwidth() -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as made, _environment({"MEDLEY_KV_HOST": _HOST}):
         folder = Issuer.new().folder(Path(made), Role.ENGINE)
         os.environ[TLS_FOLDER_VARIABLE] = str(folder)
-        size = len(_SHARD.layers) * _BLOCKS * slice_bytes(_GEOMETRY, _SHARD.head_n)
-        with _blocks(folder) as once, _plain(folder, size) as plainly:
+        with _blocks(folder) as once, _plain(folder, SIZE) as plainly:
             for each in (once, plainly):
                 each()  # connections are made, pages are touched
-            rates = [(size / once(), size / plainly()) for _ in range(_ROUNDS)]
+            rates = [(SIZE / once(), SIZE / plainly()) for _ in range(_ROUNDS)]
     return statistics.median(ours for ours, _ in rates), statistics.median(plain for _, plain in rates)
+
+
+def bandwidth_directly(nixl: Path) -> tuple[float, float, float]:
+    """Return bytes per second by NIXL over TCP, by NIXL on one machine, and over one TLS socket; medians."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = Issuer.new().folder(Path(made), Role.ENGINE)
+        with _plain(folder, SIZE) as plainly:
+            return bandwidth_by_nixl(ensure_venv(), nixl, plainly)
 
 
 async def slowdown(driver: Driver, prompt: str, **more: object) -> tuple[float, float, int]:
@@ -129,22 +136,16 @@ def _like(ticket: Ticket) -> HostBlocks:
 @contextmanager
 def _blocks(folder: Path) -> Iterator[Callable[[], float]]:
     """Two porters and a function that has one cache read by the other, and returns the seconds."""
-    size = slice_bytes(_GEOMETRY, 1)
-    caches = [
-        HostBlocks(
-            _SHARD, _GEOMETRY, {name: np.ones((_BLOCKS, _SHARD.head_n, size), np.uint8) for name in _SHARD.layers}
-        )
-        for _ in range(2)
-    ]
-    giving, taking = (Errands(_HOST, block_answers(cache, _SECRET)) for cache in caches)
+    caches = [cache(1) for _ in range(2)]
+    giving, taking = (Errands(_HOST, block_answers(each, _SECRET)) for each in caches)
     pins = Holder(_HOST, pin_answers(lambda _: True), Keyring(folder, sys.stderr.write))
-    granted = tuple(range(_BLOCKS))
+    granted = tuple(range(BLOCKS))
     ticket = Ticket(
-        export_id=_EXPORT, request_id="r", valid_tokens=_BLOCKS * _GEOMETRY.block_size, tokens=history_digest([]),
-        block_size=_GEOMETRY.block_size, blocks=granted, dtype=_GEOMETRY.dtype, content=_GEOMETRY.content,
+        export_id=_EXPORT, request_id="r", valid_tokens=BLOCKS * GEOMETRY.block_size, tokens=history_digest([]),
+        block_size=GEOMETRY.block_size, blocks=granted, dtype=GEOMETRY.dtype, content=GEOMETRY.content,
         numerics="1" * 64, model="2" * 64, lease_s=600.0, pins={"host": _HOST, "port": pins.port},
         sources=(
-            Source(host=_HOST, port=giving.port, pp=0, tp=0, layers=_SHARD.layers, head_lo=0, head_n=_SHARD.head_n,
+            Source(host=_HOST, port=giving.port, pp=0, tp=0, layers=SHARD.layers, head_lo=0, head_n=SHARD.head_n,
                    grant=grant(_SECRET, _EXPORT, granted)),
         ),
     )  # fmt: skip

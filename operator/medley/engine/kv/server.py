@@ -35,6 +35,7 @@ _LOG: Final = logging.getLogger("vllm.medley.kv")
 _IDLE_S: Final = 60.0  # until a connection without questions is closed
 _MOST_CONNECTIONS: Final = 256
 _BACKLOG: Final = 128
+_MOST_PIECES: Final = 1 << 16  # of an offer: more might not fit into a message
 
 
 class Recognising(Protocol):
@@ -73,7 +74,10 @@ def block_answers(
         size = len(part.layers) * (hi - lo) * slice_bytes(blocks.geometry, part.head_n)
         pieces = blocks.reading(part, question.granted[lo:hi])
         if question.by == "nixl" and offer is not None:
-            return Answer(ok=True, bytes_total=size, remote=offer(pieces))
+            remote = offer(pieces)
+            if len(remote.pieces) <= _MOST_PIECES:
+                return Answer(ok=True, bytes_total=size, remote=remote)
+            pieces = blocks.reading(part, question.granted[lo:hi])
         return Payload(size, pieces)
 
     return answer

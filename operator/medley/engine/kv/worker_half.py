@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final
 
 from vllm.config import VllmConfig, get_layers_from_vllm_config
@@ -27,6 +28,7 @@ from medley.engine.kv.server import block_answers
 from medley.wire.ticket import ITEM_BYTES
 
 TRANSPORT_VARIABLE: Final = "MEDLEY_KV_TRANSPORT"  # tcp, or nixl
+_RDMA: Final = Path("/sys/class/infiniband")
 _LOG: Final = logging.getLogger("vllm.medley.kv")
 
 
@@ -113,8 +115,8 @@ class WorkerHalf:
                 _LOG.warning("medley: %s is computed, not carried: %s", ended.request_id, ended.fault)
             else:
                 _LOG.info(
-                    "medley: carried %s: %.2f MB in %.1f ms",
-                    ended.request_id, ended.bytes_read / 1e6, ended.seconds * 1e3,
+                    "medley: carried %s: %.2f MB in %.1f ms, %.2f MB of it by NIXL",
+                    ended.request_id, ended.bytes_read / 1e6, ended.seconds * 1e3, ended.bytes_fetched / 1e6,
                 )  # fmt: skip
         return found
 
@@ -152,7 +154,11 @@ def _direct(blocks: Blocks) -> Any:
         raise ValueError(f"{TRANSPORT_VARIABLE}: expected tcp or nixl, got {wanted!r}")
     if not isinstance(blocks, HostBlocks):
         raise ValueError(f"{TRANSPORT_VARIABLE}=nixl: not written for caches on accelerators; choose tcp")  # noqa: TRY004
+    if not _RDMA.is_dir() or not any(_RDMA.iterdir()):
+        _LOG.warning(
+            "medley: no RDMA here: NIXL goes to other machines by TCP, and UCX may end this worker with its reader"
+        )
     try:
         return import_module("medley.engine.kv.direct").DirectMemory(blocks.regions())
-    except ImportError as error:
-        raise ValueError(f"{TRANSPORT_VARIABLE}=nixl: {error}; install the package nixl, or choose tcp") from error
+    except (ImportError, OSError) as error:
+        raise ValueError(f"{TRANSPORT_VARIABLE}=nixl: {error}; install the package nixl 1.5, or choose tcp") from error
