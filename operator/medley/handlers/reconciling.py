@@ -1,4 +1,4 @@
-"""One pass: observe, plan, act, write down; called by the work queue with the key of a service.
+"""One pass: observe, plan, act, write down, record; called by the work queue with the key of a service.
 
 Everything that decides is in `planning`; here is only the order, and what becomes of errors: what a person must change
 is in the status, what may work later raises and is tried again, and a bug is logged and ends this pass alone.
@@ -20,6 +20,7 @@ from medley.core.names import Condition, Reason
 from medley.handlers import observing
 from medley.handlers.acting import Refused, act
 from medley.handlers.observing import View
+from medley.handlers.recording import recorded
 from medley.handlers.routers import Routers
 from medley.handlers.supervisors import Supervisors
 from medley.kube import status as statuses
@@ -85,7 +86,11 @@ class Reconciler:
         refused = await act(self.api, self.supervisors, view, decided.actions, now)
         await self._write_down(view, decided, refused, now)
         self._measure(view, decided)
-        return None if decided.requeue_after is None else max(decided.requeue_after.total_seconds(), 0.1)
+        written = await recorded(self.api, self.routers, view, decided.actions, now)
+        if written.refused:
+            self.metrics.refusals.labels(Reason.REFUSED_BY_CLUSTER.value).inc(written.refused)
+        due = [each for each in (decided.requeue_after, written.due) if each is not None]
+        return max(min(due).total_seconds(), 0.1) if due else None
 
     async def _write_down(self, view: View, decided: Plan, refused: tuple[Refused, ...], now: datetime) -> None:
         status = decided.status
