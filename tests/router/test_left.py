@@ -12,6 +12,7 @@ import pytest
 from medley.core.errors import EngineError
 from medley.core.migrations import How, Left
 from medley.router.metrics import RouterMetrics
+from medley.router.session import FRUITLESS_ATTEMPTS
 from medley.telemetry.departures import departures
 from tests.router.conftest import staged
 from tests.router.stub_engine import Fault, StubEngine
@@ -70,21 +71,22 @@ async def test_a_stream_that_broke_is_under_way_until_it_goes_on(tokenizer_file)
     assert said(events)[1:] == expected(60)[1:]
 
 
-@pytest.mark.parametrize(
-    ("leaves", "left"), [(False, {("e0", How.LOST): 1}), (True, {})], ids=["its time is over", "its client leaves"]
-)
-async def test_a_stream_that_goes_on_nowhere_is_lost_unless_nobody_wants_it(tokenizer_file, leaves, left):
-    engine = slow(faults=deque([Fault("cut", 40)]))
-    async with staged([engine], tokenizer_file, deadline=60.0 if leaves else 2.0) as stage:
+@pytest.mark.parametrize("leaves", [False, True], ids=["engine after engine breaks", "its client leaves"])
+async def test_a_stream_that_goes_on_nowhere_is_lost_unless_nobody_wants_it(tokenizer_file, leaves):
+    broken = [StubEngine(faults=deque([Fault("cut", 0)])) for _ in range(FRUITLESS_ATTEMPTS)]
+    engines = [slow(faults=deque([Fault("cut", 40)])), *broken]
+    async with staged(engines[:1], tokenizer_file, rest=broken) as stage:
         asked = asyncio.create_task(stream(stage.url, max_tokens=60))
-        await until(lambda: engine.open == 1)
+        await until(lambda: engines[0].open == 1)
         stage.change("e0", ready=False)
-        await until(lambda: not engine.open)
+        await until(lambda: not engines[0].open)
         await settles(stage, {("e0", How.UNDERWAY): 1})
         if leaves:
             asked.cancel()
+        else:
+            stage.admit()
         await asyncio.wait([asked])
-        await settles(stage, left)
+        await settles(stage, {} if leaves else {("e0", How.LOST): 1})
 
 
 def test_a_replica_that_takes_a_name_begins_anew_and_the_oldest_are_forgotten():
