@@ -56,9 +56,10 @@ def moves(**streams):
 
 
 def test_a_notice_begins_a_record_and_what_was_asked_for_is_its_replacement():
-    found = of(records(noticed(), (), QUIET, ["chat-l4-s-a-2", "chat-l4-s-a-3"], NOW))
-    progress = Progress(MigrationPhase.PLANNED, ("chat-l4-s-a-2",), (), 0)
-    assert found == record(progress, uid="")
+    new = begun(noticed(), (), NOW)
+    assert new == (record(Progress(), uid=""),)
+    found = of(records(noticed(), new, QUIET, ["chat-l4-s-a-2", "chat-l4-s-a-3"], NOW))
+    assert found == record(Progress(MigrationPhase.PLANNED, ("chat-l4-s-a-2",), (), 0), uid="")
     assert len(NAME) <= 63
 
 
@@ -224,11 +225,13 @@ def test_after_a_crash_what_is_on_its_way_is_the_replacement_and_nobody_s_twice(
     coming = waiting(n=2)
     other = replace(OTHER, node="other")
     two = (NOTICE, Notice("other", NOW, NoticeSource.NODE_GONE, Cause.UNKNOWN))
-    found = records(observed(replicas=(LEAVING, other, coming), notices=two), (), QUIET, (), NOW)
+    seen = observed(replicas=(LEAVING, other, coming), notices=two)
+    found = records(seen, begun(seen, (), NOW), QUIET, (), NOW)
     assert sorted(each.progress.replacements for each in found.wanted) == [(), (coming.name,)]
     # Once it replaced somebody, it replaces nobody else.
     ended = record(Progress(MigrationPhase.COMPLETED, (coming.name,), completed_at=LATER), replicas=("gone",))
-    fresh = records(noticed(LEAVING, coming), (ended,), QUIET, (), LATER).wanted
+    seen = noticed(LEAVING, coming)
+    fresh = records(seen, (ended, *begun(seen, (ended,), LATER)), QUIET, (), LATER).wanted
     assert [each.progress.replacements for each in fresh if each.is_open] == [()]
 
 
@@ -265,8 +268,8 @@ def test_whatever_is_seen_records_stand_still_by_themselves_and_counts_only_grow
         now += timedelta(seconds=seconds)
         seen = observed(replicas=replicas, notices=(NOTICE,) if stands else ())
         before = {each.name: each for each in known}
-        found = records(seen, known, said, (), now)
-        known = tuple(each if each.uid else replace(each, uid=f"{each.name}-uid") for each in found.wanted)
+        known = records(seen, (*known, *begun(seen, known, now)), said, (), now).wanted
+        assert begun(seen, known, now) == ()
         assert records(seen, known, said, (), now).wanted == known  # so an idle pass writes nothing
         assert len({each.name for each in known}) == len(known)
         assert sum(each.is_open for each in known) <= 1

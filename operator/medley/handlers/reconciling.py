@@ -17,16 +17,16 @@ from datetime import UTC, datetime
 from medley.core.accelerators import Market
 from medley.core.errors import ClusterError, InvalidInputError, MedleyError
 from medley.core.names import Condition, Reason
-from medley.handlers import observing
+from medley.handlers import observing, recording
 from medley.handlers.acting import Refused, act
 from medley.handlers.observing import View
-from medley.handlers.recording import recorded
 from medley.handlers.routers import Routers
 from medley.handlers.supervisors import Supervisors
 from medley.kube import status as statuses
 from medley.kube.api import Api
 from medley.kube.events import EventPost
 from medley.kube.manifests import Images
+from medley.planning.actions import DeleteEngine
 from medley.planning.conditions import with_refusals
 from medley.planning.fleet import Truth
 from medley.planning.reconcile import Event, Plan, Status, plan
@@ -83,13 +83,17 @@ class Reconciler:
             return None
         # In a thread: the solver may take seconds, and the Lease is renewed on this loop.
         decided = await asyncio.to_thread(plan, view.observed, now)
-        refused = await act(self.api, self.supervisors, view, decided.actions, now)
+        burials = [each for each in decided.actions if isinstance(each, DeleteEngine) and each.force]
+        others = [each for each in decided.actions if each not in burials]
+        refused = await act(self.api, self.supervisors, view, others, now)
+        begun = await recording.begin(self.api, view, now)
+        refused += await act(self.api, self.supervisors, view, burials, now)
         await self._write_down(view, decided, refused, now)
         self._measure(view, decided)
-        written = await recorded(self.api, self.routers, view, decided.actions, now)
-        if written.refused:
-            self.metrics.refusals.labels(Reason.REFUSED_BY_CLUSTER.value).inc(written.refused)
-        due = [each for each in (decided.requeue_after, written.due) if each is not None]
+        kept = await recording.go_on(self.api, self.routers, view, begun.records, actions=decided.actions, now=now)
+        if begun.refused or kept.refused:
+            self.metrics.refusals.labels(Reason.REFUSED_BY_CLUSTER.value).inc(begun.refused + kept.refused)
+        due = [each for each in (decided.requeue_after, kept.due) if each is not None]
         return max(min(due).total_seconds(), 0.1) if due else None
 
     async def _write_down(self, view: View, decided: Plan, refused: tuple[Refused, ...], now: datetime) -> None:

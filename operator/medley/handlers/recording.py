@@ -1,17 +1,18 @@
-"""Writes down what becomes of nodes that go away: Migrations, at the end of a pass, when all that serves is done.
+"""Writes down what becomes of nodes that go away: Migration objects; what they say is `planning.records`' to decide.
 
-Called by `reconciling`; what they say is `planning.records`' to decide. No error of a record fails a pass: it is logged
-and counted, and the next pass tries again.
+Called by `reconciling`, twice a pass: a record begins before pods whose node is gone are deleted, since nothing would
+tell of them afterwards; what it says follows at the end, when all that serves is done. No error of a record fails a
+pass: it is logged and counted, and the next pass tries again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Iterable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from medley.core.errors import ClusterError, InvalidInputError
+from medley.core.errors import ClusterError, InvalidInputError, ObjectGoneError
 from medley.handlers.observing import View
 from medley.handlers.routers import Routers
 from medley.kube import migrations
@@ -24,66 +25,69 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
-    """When to look again, None: no record is open; and how many writes were refused."""
+class Kept:
+    """Records that there are; how many writes were refused; when to look again, None: no record is open."""
 
-    due: timedelta | None = None
+    records: tuple[Record, ...] = ()
     refused: int = 0
+    due: timedelta | None = None
 
 
-async def recorded(api: Api, routers: Routers, view: View, actions: Iterable[Action], now: datetime) -> Recorded:
-    """Bring the service's records up to date."""
+async def begin(api: Api, view: View, now: datetime) -> Kept:
+    """Make the records that are missing; return them and those that were there."""
     if view.migrations is None or view.observed.deleting:
-        return Recorded()
-    known = _read(view)
+        return Kept()
+    known = _read(view.migrations)
+    made, refused = [], 0
+    for each in begun(view.observed, known, now):
+        logger.info("%s: recording that %s leaves", each.name, each.node)
+        try:
+            made.append(await migrations.create(api, view.item, each))
+        except ConflictError as error:
+            logger.info("%s: %s; the next pass goes on with it", each.name, error)
+        except ClusterError as error:
+            logger.warning("%s: writing the record: %s", each.name, error)
+            refused += 1
+    return Kept((*known, *made), refused)
+
+
+async def go_on(
+    api: Api, routers: Routers, view: View, known: tuple[Record, ...], *, actions: Iterable[Action], now: datetime
+) -> Kept:
+    """Bring records up to date, and delete those whose time is over; `actions`: what this pass did."""
     heard = None
-    if any(each.is_open for each in known) or begun(view.observed, known, now):
+    if any(each.is_open for each in known):
         key = view.item.metadata.namespace, view.item.metadata.name
         heard = await routers.departures(key, view.routers, now)
     launched = [each.name for each in actions if isinstance(each, LaunchEngine)]
     found = records(view.observed, known, heard, launched, now)
-    before = {each.name: each for each in known}
+    before = {each.name: each.progress for each in known}
     refused = 0
     for each in found.wanted:
-        refused += not await _written(api, view, each, before.get(each.name))
+        if each.progress != before[each.name]:
+            refused += await _refused(migrations.write_status(api, view.item, each))
     for each in found.expired:
-        refused += not await _deleted(api, view, each)
-    return Recorded(LOOK_AGAIN if any(each.is_open for each in found.wanted) else None, refused)
+        refused += await _refused(migrations.delete(api, view.item, each))
+    return Kept(found.wanted, refused, LOOK_AGAIN if any(each.is_open for each in found.wanted) else None)
 
 
-def _read(view: View) -> Sequence[Record]:
+def _read(objects: Iterable[migrations.Json]) -> tuple[Record, ...]:
     """Return the records that are understood; those of another version of medley are left alone."""
     found = []
-    for each in view.migrations or ():
+    for each in objects:
         try:
             found.append(migrations.read(each))
         except InvalidInputError as error:
             logger.warning("Migration %s is left alone: %s", each["metadata"]["name"], error)
-    return found
+    return tuple(found)
 
 
-async def _written(api: Api, view: View, record: Record, before: Record | None) -> bool:
-    """Write a record if it differs from what is there; False if that was refused."""
+async def _refused(write: Awaitable[None]) -> bool:
     try:
-        if before is None:
-            logger.info("%s: recording that %s leaves", record.name, record.node)
-            record = replace(record, uid=await migrations.create(api, view.item, record))
-        if before is None or before.progress != record.progress:
-            await migrations.write_status(api, view.item, record)
-    except ConflictError as error:
-        logger.info("%s: %s; the next pass goes on with it", record.name, error)
+        await write
+    except (ConflictError, ObjectGoneError) as error:
+        logger.info("a record is another one by now, or gone: %s", error)
     except ClusterError as error:
-        logger.warning("%s: writing the record: %s", record.name, error)
-        return False
-    return True
-
-
-async def _deleted(api: Api, view: View, record: Record) -> bool:
-    try:
-        await migrations.delete(api, view.item, record)
-    except ConflictError as error:
-        logger.info("%s: %s; it is another one by now", record.name, error)
-    except ClusterError as error:
-        logger.warning("%s: deleting the record: %s", record.name, error)
-        return False
-    return True
+        logger.warning("keeping a record: %s", error)
+        return True
+    return False

@@ -61,8 +61,8 @@ def read(migration: Json) -> Record:
     )
 
 
-async def create(api: Api, item: LLMService, record: Record) -> str:
-    """Make the object and return its uid; its status is written apart. `ConflictError`: it is there already."""
+async def create(api: Api, item: LLMService, record: Record) -> Record:
+    """Make the object and return it as it is; its status is written apart. `ConflictError`: it is there already."""
     spec = MigrationSpec(
         service=item.metadata.name,
         node=record.node,
@@ -86,8 +86,7 @@ async def create(api: Api, item: LLMService, record: Record) -> str:
         },
         "spec": spec.model_dump(by_alias=True, mode="json"),
     }
-    made = await api.create(MIGRATION, body, item.metadata.namespace)
-    return str(made["metadata"]["uid"])
+    return read(await api.create(MIGRATION, body, item.metadata.namespace))
 
 
 async def write_status(api: Api, item: LLMService, record: Record) -> None:

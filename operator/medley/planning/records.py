@@ -1,10 +1,11 @@
 """Migration records: which there should be of nodes that go away, and what they say. Pure.
 
-Called by `handlers/recording.py` at the end of a pass, when all that serves is done. Computed from what is: notices,
+Called by `handlers/recording.py`. Computed from what is: notices,
 replicas, the records that there are, and what routers say of the streams that left. A pass that died between two writes
 is healed by the next, as nothing but the records themselves is remembered:
 
-* A replica that goes with its node, and that no record covers, gets one: per node, with all such replicas.
+* A replica that goes with its node, and that no record covers, gets one: per node, with all such replicas. It is made
+  before a pod whose node is gone is deleted, and after all that serves was asked for.
 * A record is over when none of its replicas holds a request and no stream is under way from them. Routers say so; where
   they cannot be read it is over PATIENCE after its deadline, once the replicas are gone, and says what is not known.
 * One whose notice is not seen any more while all its replicas serve on is withdrawn, PATIENCE after it began.
@@ -60,7 +61,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One node's departure; `created_at` and `uid` are the API server's, the latter empty while it is not written."""
+    """One node's departure. `created_at` and `uid` are the API server's; the latter is empty until it is written."""
 
     name: str
     node: str
@@ -100,7 +101,7 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """The records that should be there, by name, and those to be deleted."""
+    """The records as they should be, by name, and those to be deleted."""
 
     wanted: tuple[Record, ...]
     expired: tuple[Record, ...]
@@ -136,7 +137,7 @@ def begun(observed: Observed, known: Iterable[Record], now: datetime) -> tuple[R
 def records(
     observed: Observed, known: Iterable[Record], heard: Heard | None, launched: Iterable[str], now: datetime
 ) -> Records:
-    """Return what should be written. `heard` None: routers were not asked in this pass, so nothing comes to its end.
+    """Return what known records should say. `heard` None: routers were not asked now, so nothing comes to its end.
 
     `launched`: names of the replicas that this pass asked for.
     """
@@ -145,7 +146,7 @@ def records(
     coming = [*launched, *_coming(observed, kept)]
     claimed = {name for one in kept if one.is_open for name in (*one.progress.replacements, *one.replicas)}
     wanted = []
-    for one in sorted((*kept, *begun(observed, kept, now)), key=lambda each: (each.created_at, each.name)):
+    for one in sorted(kept, key=lambda each: (each.created_at, each.name)):
         if one.is_open:
             free = [name for name in dict.fromkeys(coming) if name not in claimed and name not in one.replicas]
             room = len(one.replicas) - len(one.progress.replacements)
@@ -174,7 +175,7 @@ def _covers(record: Record, replica: Replica) -> bool:
 
 def _lists(record: Record, replica: Replica) -> bool:
     """Whether a record means this replica, and not one that took its name later."""
-    return replica.name in record.replicas and (not record.uid or replica.created_at <= record.created_at)
+    return replica.name in record.replicas and replica.created_at <= record.created_at
 
 
 def _coming(observed: Observed, known: Iterable[Record]) -> list[str]:
