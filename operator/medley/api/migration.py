@@ -51,13 +51,13 @@ class Streams(Observed):
     """The streams that left, over all replicas: one column of `kubectl get migrations` each."""
 
     finished: int = 0
-    """They ended in time."""
+    """Number of streams that ended in time."""
     carried: int = 0
-    """Another replica pulled their KV blocks."""
+    """Number of streams whose KV blocks another replica pulled."""
     refilled: int = 0
-    """Their tokens were replayed on another replica."""
+    """Number of streams whose tokens were replayed on another replica."""
     lost: int = 0
-    """They did not go on."""
+    """Number of streams that did not go on."""
 
 
 class MigrationStatus(Observed):
