@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medley.core import names
+from medley.core.accelerators import Market
 from medley.core.migrations import How, Left, MigrationMethod, MigrationPhase
 from medley.core.notices import Cause, Notice, NoticeSource
 from medley.planning.fleet import ReplicaPhase
 from medley.planning.records import KEPT, PATIENCE, Heard, Move, Progress, Record, begun, heard_of, records
-from medley.testing.builders import NOW, observed, replica, waiting
+from medley.testing.builders import NOW, observed, offering, replica, waiting
 
 LEAVING, OTHER = replica(n=0), replica(n=1)
 NODE = LEAVING.node
@@ -78,6 +79,20 @@ def test_a_record_that_is_there_covers_its_replicas_and_keeps_the_first_deadline
     sliding = replace(NOTICE, deadline=DEADLINE + timedelta(minutes=1), source=NoticeSource.KARPENTER_NODECLAIM)
     now = observed(replicas=(LEAVING,), notices=(sliding,))
     assert begun(now, (record(Progress(phase)),), LATER) == ()
+
+
+@pytest.mark.parametrize(
+    ("market", "source", "number"),
+    [
+        (Market.ON_DEMAND, NoticeSource.KARPENTER_TAINT, 0),
+        (Market.ON_DEMAND, NoticeSource.NODE_NOT_READY, 1),
+        (Market.SPOT, NoticeSource.KARPENTER_TAINT, 1),
+    ],
+)
+def test_a_node_that_goes_as_medley_left_it_has_no_record(market, source, number):
+    leaving = replica(offering(market), leaving=True, node=NODE)
+    notice = replace(NOTICE, source=source)
+    assert len(begun(observed(replicas=(leaving,), notices=(notice,)), (), NOW)) == number
 
 
 def test_another_replica_of_the_same_name_and_node_gets_a_record_of_its_own():

@@ -1,11 +1,11 @@
 """Migration records: which there should be of nodes that go away, and what they say. Pure.
 
-Called by `handlers/recording.py`. Computed from what is: notices,
-replicas, the records that there are, and what routers say of the streams that left. A pass that died between two writes
-is healed by the next, as nothing but the records themselves is remembered:
+Called by `handlers/recording.py`. Computed from what is: notices, replicas, the records that there are, and what
+routers say of the streams that left. A pass that died between two writes is healed by the next, as nothing but the
+records themselves is remembered:
 
 * A replica that goes with its node, and that no record covers, gets one: per node, with all such replicas. It is made
-  before a pod whose node is gone is deleted, and after all that serves was asked for.
+  before a pod whose node is gone is deleted, and after all that serves was asked for. What medley deletes has none.
 * A record is over when none of its replicas holds a request and no stream is under way from them. Routers say so; where
   they cannot be read it is over PATIENCE after its deadline, once the replicas are gone, and says what is not known.
 * One whose notice is not seen any more while all its replicas serve on is withdrawn, PATIENCE after it began.
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from medley.core import names
+from medley.core.accelerators import Market
 from medley.core.migrations import How, Left, MigrationMethod, MigrationPhase
 from medley.core.notices import Cause, Notice, NoticeSource
 from medley.planning.fleet import Observed, Replica, ReplicaPhase
@@ -127,7 +128,10 @@ def begun(observed: Observed, known: Iterable[Record], now: datetime) -> tuple[R
         going = [
             each
             for each in observed.replicas
-            if each.node == notice.node and observed.loses(each) and not any(_covers(one, each) for one in known)
+            if each.node == notice.node
+            and observed.loses(each)
+            and not _left_first(each, notice)
+            and not any(_covers(one, each) for one in known)
         ]
         if going:
             missing.append(_new(observed.service.name, notice, going, {one.name for one in known}, now))
@@ -156,6 +160,15 @@ def records(
         else:
             wanted.append(one)
     return Records(tuple(sorted(wanted, key=lambda each: each.name)), expired)
+
+
+def _left_first(replica: Replica, notice: Notice) -> bool:
+    """Whether a node goes because its replica did: Karpenter takes for empty what only pods on their way out are on.
+
+    medley deleted those. On spot they leave sooner than Karpenter looks.
+    """
+    by_karpenter = notice.source in {NoticeSource.KARPENTER_TAINT, NoticeSource.KARPENTER_NODECLAIM}
+    return replica.leaving and by_karpenter and replica.offering.market is not Market.SPOT
 
 
 def _new(service: str, notice: Notice, going: Iterable[Replica], taken: set[str], now: datetime) -> Record:
