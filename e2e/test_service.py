@@ -54,6 +54,12 @@ def references() -> list[Reference]:
 
 
 @pytest.fixture(scope="module")
+def interruptions() -> list[story.Interruption]:
+    """The nodes that were taken away under load, with a notice and without."""
+    return []
+
+
+@pytest.fixture(scope="module")
 def outages() -> list[float]:
     """When the API server came back (seconds since the epoch)."""
     return []
@@ -119,7 +125,7 @@ async def test_an_idle_operator_writes_nothing_but_its_lease() -> None:
 
 
 async def test_with_a_notice_streams_leave_before_the_deadline(
-    place: OnStage, cluster: Any, references: list[Reference]
+    place: OnStage, cluster: Any, references: list[Reference], interruptions: list[story.Interruption]
 ) -> None:
     async with Load(await on_stage.entrance_url(cluster), manifests.MODEL) as asking:
         await recorded.references(asking, 24)
@@ -132,6 +138,7 @@ async def test_with_a_notice_streams_leave_before_the_deadline(
         # By then the machine is gone; streams that begin later would only take time.
         asyncio.get_running_loop().call_later(SHORT_NOTICE.notice_seconds + 3, load.stop)
         taken = await story.take_away(place, load, SHORT_NOTICE, aimed, settle_seconds=2)
+    interruptions.append(taken)
     assert taken.routers is not None
     left = {how: taken.routers.departed(how) for how in ("carried", "refilled")}
     assert sum(left.values()) > 0
@@ -141,12 +148,13 @@ async def test_with_a_notice_streams_leave_before_the_deadline(
 
 
 async def test_without_notice_streams_are_resumed_from_the_token_log(
-    place: OnStage, cluster: Any, references: list[Reference]
+    place: OnStage, cluster: Any, references: list[Reference], interruptions: list[story.Interruption]
 ) -> None:
     await story.serving(cluster)
     aimed = await story.aim(place)
     async with streaming(cluster, short(references), 24) as load:
         taken = await story.take_away(place, load, on_stage.DEATH, aimed, settle_seconds=8)
+    interruptions.append(taken)
     moved = taken.moved
     assert moved > 0
 
@@ -162,6 +170,29 @@ async def test_an_operator_killed_while_it_repairs_goes_on_where_it_was(cluster:
             await cluster.kubectl("delete", "pod", name, "--namespace", story.NAMESPACE, "--wait=false")
     service = await story.serving(cluster)
     assert condition(service, "Ready")["status"] == "True"
+
+
+async def test_what_became_of_both_nodes_is_on_record(cluster: Any, interruptions: list[story.Interruption]) -> None:
+    """Written by whichever operator there was; the second node's, while the first of them was killed."""
+
+    async def over(node: str) -> list[dict[str, Any]]:
+        """Return the records of a node, once all are over."""
+        found = await cluster.items("migrations.medley.dev", "--namespace", story.NAMESPACE)
+        records = [each for each in found if each["spec"]["node"] == node]
+        return records if all("completedAt" in each.get("status", {}) for each in records) else []
+
+    noticed, died = interruptions
+    for taken in (noticed, died):
+        (record,) = await until(f"the record of {taken.node}", partial(over, taken.node), seconds=240)
+        status = record["status"]
+        assert (status["phase"], status["streams"]["lost"]) == ("Completed", 0)
+        assert {each["replica"] for each in status["moves"]} == set(record["spec"]["replicas"])
+        if taken is noticed:
+            assert taken.routers is not None
+            assert status["streams"]["carried"] == taken.routers.departed("carried")
+            assert status["streams"]["refilled"] >= taken.routers.departed("refilled")
+        else:
+            assert (status["streams"]["carried"], status["streams"]["refilled"] > 0) == (0, True)
 
 
 async def test_streams_survive_a_router_that_is_replaced(cluster: Any, references: list[Reference]) -> None:

@@ -81,7 +81,9 @@ async def _told(place: Place) -> int:
             line = progress.add_task("prompts without near-ties" if place.exact else "prompts", total=REFERENCES)
             await load.record_references(REFERENCES, lambda kept: progress.update(line, completed=kept))
         interruptions = await _interrupted(place, load)
-    code = _verdict(load, interruptions, service, time.monotonic() - BEGAN)
+    seconds = time.monotonic() - BEGAN
+    records = await place.cluster.kubectl("get", "migrations.medley.dev", "--namespace", place.namespace)
+    code = _verdict(load, interruptions, service, records, seconds)
     for remark in place.remarks():
         CONSOLE.print(f"  · {remark}", markup=False)
     return code
@@ -139,7 +141,7 @@ def _show_plan(service: dict[str, Any]) -> None:
         CONSOLE.print(f"  [dim]{unused['class']}: {unused['reason']}[/dim]")
 
 
-def _verdict(load: Load, taken: list[story.Interruption], service: dict[str, Any], seconds: float) -> int:
+def _verdict(load: Load, taken: list[story.Interruption], service: dict[str, Any], records: str, seconds: float) -> int:
     broken = [s for s in load.streams if s.broken]
     table = Table(
         title="What the clients saw", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
@@ -164,6 +166,8 @@ def _verdict(load: Load, taken: list[story.Interruption], service: dict[str, Any
             else f"{one.last_request_after * 1000:+.0f} ms",
         )
     CONSOLE.print(table)
+    CONSOLE.print("kubectl get migrations", style="bold")
+    CONSOLE.print(records, soft_wrap=True, markup=False)
     plan = service["status"]["plan"]
     identical = sum(s.identical is True for s in load.streams)
     CONSOLE.print(

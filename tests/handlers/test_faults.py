@@ -14,7 +14,7 @@ from e2e.stage.pki import Identity
 from medley.core.errors import ClusterError
 from medley.handlers import operator
 from medley.handlers.settings import Settings
-from medley.kube.api import DEPLOYMENT, LEASE, LLM_SERVICE, NODE_POOL, POD, SECRET, Api, Kind
+from medley.kube.api import DEPLOYMENT, LEASE, LLM_SERVICE, MIGRATION, NODE_POOL, POD, SECRET, Api, Kind
 from medley.kube.lease import Election
 from medley.kube.rbac import (
     OPERATOR_CLUSTER_RULES,
@@ -224,6 +224,9 @@ async def test_the_whole_operator_with_exactly_its_rights(as_operator, plane, ca
             return set(await here.pods()) == {"chat-l4-s-a-1", "chat-l4-s-a-2"} and await is_ready(here)
 
         await eventually(replaced)
+        assert [each["spec"]["replicas"] for each in (await here.api.list(MIGRATION, here.namespace))[0]] == [
+            ["chat-l4-s-a-0"]
+        ]
         await here.api.delete(LLM_SERVICE, "chat", here.namespace)
 
         async def gone():

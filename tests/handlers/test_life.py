@@ -31,7 +31,7 @@ QUOTA = Kind("", "v1", "ResourceQuota", "resourcequotas")
 # Of what the operator writes; the API server writes Leases and endpoints of its own.
 OURS = (
     "llmservices|acceleratorclasses|nodepools|nodeclaims|pods|events|deployments|services|secrets|serviceaccounts"
-    "|rolebindings|clusterrolebindings|poddisruptionbudgets"
+    "|rolebindings|clusterrolebindings|poddisruptionbudgets|migrations"
 )
 WRITES = re.compile(
     rf'^apiserver_request_total\{{(?=.*resource="(?:{OURS})")(?=.*verb="(?:POST|PUT|PATCH|APPLY|DELETE)").*\}} (\S+)$',

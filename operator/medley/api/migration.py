@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from medley.api.base import Metadata, Observed, Part, Text
+from medley.core.migrations import MigrationMethod, MigrationPhase
 from medley.core.notices import Cause, NoticeSource
-
-
-class MigrationPhase(StrEnum):
-    """How far a migration is."""
-
-    PLANNED = "Planned"  # a replacement is asked for, streams are about to move
-    MOVING = "Moving"  # streams move
-    COMPLETED = "Completed"  # the replicas hold no request any more
-    FAILED = "Failed"  # requests were lost, or the record could not be kept to the end
-
-
-class MigrationMethod(StrEnum):
-    """How requests left a replica."""
-
-    FINISH = "Finish"  # they ended in time
-    CARRY = "Carry"  # their KV blocks were pulled by another replica
-    REPREFILL = "Reprefill"  # their tokens were replayed on another replica
 
 
 class MigrationSpec(Part):
@@ -44,7 +27,7 @@ class MigrationSpec(Part):
     node: Text
     """Node that goes away."""
     deadline: datetime
-    """When it goes."""
+    """When it goes, as first seen; of a node that went without notice: when that was seen."""
     source: NoticeSource
     """Which signal spoke."""
     cause: Cause
@@ -61,20 +44,35 @@ class Move(Observed):
     method: MigrationMethod
     """How requests left."""
     streams: int = 0
-    """Number of streams."""
+    """Number of streams, since the replica came."""
+
+
+class Streams(Observed):
+    """The streams that left, over all replicas: one column of `kubectl get migrations` each."""
+
+    finished: int = 0
+    """Number of streams that ended in time."""
+    carried: int = 0
+    """Number of streams whose KV blocks another replica pulled."""
+    refilled: int = 0
+    """Number of streams whose tokens were replayed on another replica."""
+    lost: int = 0
+    """Number of streams that did not go on."""
 
 
 class MigrationStatus(Observed):
     """How far it is."""
 
     phase: MigrationPhase | None = None
-    """Planned, Moving, Completed or Failed."""
+    """Planned, Moving, Completed, Failed (streams were lost) or Withdrawn (the replicas stay)."""
     replacements: Annotated[tuple[str, ...], Field(max_length=64)] = ()
-    """Replicas that were asked for in place of those that leave."""
+    """Replicas that were asked for, or on their way, in place of those that leave."""
     moves: Annotated[tuple[Move, ...], Field(max_length=256)] = ()
-    """What moved, and how."""
+    """What moved, and how, as far as routers told."""
+    streams: Streams | None = None
+    """The same in sums; absent while no router could be read: nothing is known then."""
     completed_at: datetime | None = None
-    """When the last request had left; the record is deleted seven days later."""
+    """When the last request had left, or the notice was found withdrawn; the record is deleted seven days later."""
     message: str = ""
     """The result, for people."""
 

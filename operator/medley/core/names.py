@@ -48,12 +48,16 @@ PORT_OPERATOR = 8081
 NAME_LIMIT = 63  # DNS label: pod names double as host names
 
 
-# Metrics of routers that the operator reads; Prometheus adds _total.
+# Metrics of routers that the operator reads; Prometheus adds _total to counters.
 METRIC_REQUESTS = "medley_router_requests"
 METRIC_OUTPUTS = "medley_router_outputs"
 METRIC_TURNED_AWAY = "medley_router_turned_away"
 METRIC_WINDOW_REQUESTS = "medley_router_window_requests"
 METRIC_WINDOW_SQUARES = "medley_router_window_squared_differences"
+METRIC_LEFT = "medley_router_left"
+METRIC_RUNNING = "medley_router_running"
+LABEL_REPLICA = "replica"
+LABEL_HOW = "how"
 LABEL_INPUT = "input_bucket"
 LABEL_LIMIT = "output_bucket"  # by max_tokens
 LABEL_MADE = "made_bucket"  # by the tokens that came out
@@ -155,6 +159,15 @@ def certificates(service: str, role: Role) -> str:
     """Return the name of the Secret with the certificate of a role, which that role's pods mount."""
     suffix = f"-{role}-tls"
     return f"{shortened(service, NAME_LIMIT - len(suffix))}{suffix}"
+
+
+def migration(service: str, node: str, replica_uid: str, number: int) -> str:
+    """Return the name of a Migration: of the first of its replicas, and which of that one's records it is (0, 1 ...).
+
+    A node's name may come back with another machine, and a notice may be withdrawn and given again.
+    """
+    digest = hashlib.sha256(f"{service}/{node}/{replica_uid}/{number}".encode()).hexdigest()[:8]
+    return f"{f'{service}-{node}'[: NAME_LIMIT - 9].rstrip('-.')}-{digest}"
 
 
 def url_host(address: str) -> str:

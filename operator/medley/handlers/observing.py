@@ -9,7 +9,7 @@ import asyncio
 import base64
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -61,6 +61,8 @@ class View:
     addresses: Mapping[str, str]  # of supervisors that can be reached, by replica
     assignments: Mapping[str, str]  # what each replica's pod carries
     status: Json  # of the service, as it is
+    routers: Mapping[str, str]  # addresses of those that can be reached, by uid of the pod
+    migrations: Sequence[Json] | None  # the records that there are; None: they could not be read
 
     def request(self, offering: OfferingKey) -> PodRequest | None:
         """Return what an engine pod of an offering is made from; None if its class is gone or not understood."""
@@ -123,6 +125,8 @@ async def view(
         addresses=addresses,
         assignments={pod["metadata"]["name"]: _assignment(pod) for pod in sight.engine_pods},
         status=sight.service.get("status") or {},
+        routers=_router_addresses(sight),
+        migrations=sight.migrations,
     )
 
 

@@ -1,4 +1,4 @@
-"""One pass: observe, plan, act, write down; called by the work queue with the key of a service.
+"""One pass: observe, plan, act, write down, record; called by the work queue with the key of a service.
 
 Everything that decides is in `planning`; here is only the order, and what becomes of errors: what a person must change
 is in the status, what may work later raises and is tried again, and a bug is logged and ends this pass alone.
@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from medley.core.accelerators import Market
 from medley.core.errors import ClusterError, InvalidInputError, MedleyError
 from medley.core.names import Condition, Reason
-from medley.handlers import observing
+from medley.handlers import observing, recording
 from medley.handlers.acting import Refused, act
 from medley.handlers.observing import View
 from medley.handlers.routers import Routers
@@ -26,6 +26,7 @@ from medley.kube import status as statuses
 from medley.kube.api import Api
 from medley.kube.events import EventPost
 from medley.kube.manifests import Images
+from medley.planning.actions import DeleteEngine
 from medley.planning.conditions import with_refusals
 from medley.planning.fleet import Truth
 from medley.planning.reconcile import Event, Plan, Status, plan
@@ -82,10 +83,18 @@ class Reconciler:
             return None
         # In a thread: the solver may take seconds, and the Lease is renewed on this loop.
         decided = await asyncio.to_thread(plan, view.observed, now)
-        refused = await act(self.api, self.supervisors, view, decided.actions, now)
+        burials = [each for each in decided.actions if isinstance(each, DeleteEngine) and each.force]
+        others = [each for each in decided.actions if each not in burials]
+        refused = await act(self.api, self.supervisors, view, others, now)
+        begun = await recording.begin(self.api, view, now)
+        refused += await act(self.api, self.supervisors, view, burials, now)
         await self._write_down(view, decided, refused, now)
         self._measure(view, decided)
-        return None if decided.requeue_after is None else max(decided.requeue_after.total_seconds(), 0.1)
+        kept = await recording.go_on(self.api, self.routers, view, begun.records, actions=decided.actions, now=now)
+        if begun.refused or kept.refused:
+            self.metrics.refusals.labels(Reason.REFUSED_BY_CLUSTER.value).inc(begun.refused + kept.refused)
+        due = [each for each in (decided.requeue_after, kept.due) if each is not None]
+        return max(min(due).total_seconds(), 0.1) if due else None
 
     async def _write_down(self, view: View, decided: Plan, refused: tuple[Refused, ...], now: datetime) -> None:
         status = decided.status

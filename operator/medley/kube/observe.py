@@ -13,6 +13,7 @@ from typing import Any
 from medley.core import names
 from medley.core.errors import ObjectGoneError
 from medley.core.identity import Role
+from medley.kube import migrations
 from medley.kube.api import (
     ACCELERATOR_CLASS,
     DEPLOYMENT,
@@ -54,6 +55,7 @@ class Sight:
     trust: TrustSecrets
     others: Sequence[Json]  # other LLMServices
     pods_of_others: Sequence[Json]  # their engine pods
+    migrations: Sequence[Json] | None  # the service's records; None: they could not be read
 
 
 async def look(api: Api, namespace: str, name: str) -> Sight | None:
@@ -62,7 +64,7 @@ async def look(api: Api, namespace: str, name: str) -> Sight | None:
     if service is None:
         return None
     engine = f"{names.LABEL_COMPONENT}={names.Component.ENGINE}"
-    pods, classes, profiles, budgets, claims, pools, interruptions, others, strangers = await asyncio.gather(
+    pods, classes, profiles, budgets, claims, pools, interruptions, others, strangers, records = await asyncio.gather(
         _listed(api, POD, namespace, labels=f"{names.LABEL_SERVICE}={name}"),
         _listed(api, ACCELERATOR_CLASS),
         _listed(api, PERFORMANCE_PROFILE),
@@ -72,6 +74,7 @@ async def look(api: Api, namespace: str, name: str) -> Sight | None:
         _listed(api, EVENT, fields=f"reason={REASON_SPOT_INTERRUPTED}"),
         _listed(api, LLM_SERVICE),
         _listed(api, POD, labels=engine),
+        migrations.listed(api, namespace, name),
     )
     router, key, trust = await asyncio.gather(
         api.get(DEPLOYMENT, names.router(name), namespace),
@@ -102,6 +105,7 @@ async def look(api: Api, namespace: str, name: str) -> Sight | None:
             for pod in strangers
             if (pod["metadata"]["namespace"], _label(pod, names.LABEL_SERVICE)) != (namespace, name)
         ],
+        migrations=records,
     )
 
 

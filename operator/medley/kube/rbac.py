@@ -30,6 +30,9 @@ OPERATOR_CLUSTER_RULES: tuple[Rule, ...] = (
     Rule(names.GROUP, ("llmservices",), ("get", "list", "watch", "patch")),
     Rule(names.GROUP, ("llmservices/status",), ("patch",)),
     Rule(names.GROUP, ("acceleratorclasses", "performanceprofiles", "budgets"), ("get", "list", "watch")),
+    # Records of departures: made, their status kept, deleted after a week.
+    Rule(names.GROUP, ("migrations",), ("list", "create", "delete")),
+    Rule(names.GROUP, ("migrations/status",), ("patch",)),
     # Engine pods are bare: made and deleted one by one, never changed.
     Rule("", ("pods",), ("get", "list", "watch", "create", "delete")),
     Rule("", ("nodes",), ("get", "list", "watch")),

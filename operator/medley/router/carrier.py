@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
+from medley.core.migrations import How
 from medley.core.workload import Bucket
 from medley.router.admission import Admission
 from medley.router.attempt import Attempt, Handover, History
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 # Silence that turned out to be slowness must not repeat for ever: each makes the request twice as patient.
 _MOST_PATIENCE = 64.0
+_OUR_FAULT = 500  # statuses from here on; below, the request itself was wrong
 _DELIVERED = (Deliver, Finish)  # a tuple: a union would be made anew for every token
 
 
@@ -51,6 +53,7 @@ class Carriage:
     last_delivery: float | None = None
     broken_by: Cause | None = None  # of the attempt before, until a token follows
     avoid: str | None = None  # the replica that broke last
+    left: str | None = None  # the replica that it left, until a token follows
     patience: float = 1.0
     keys: Keys = ()  # of its prompt, in the prefix index
     per_minute: float = 0.0  # requests of its class
@@ -83,9 +86,24 @@ class Carrier:
     ) -> None:
         self._fleet, self._admission, self._engines, self._metrics = fleet, admission, engines, metrics
         self._clock, self._wall_clock = clock, wall_clock
+        fleet.begun = metrics.left.begun
 
     async def carry(self, conversation: Generator[Command, Event, None], carriage: Carriage) -> Finish | Abandon:
         """Run a conversation to its end; a `Finish` was delivered. Cancelling aborts the engine's work."""
+        how: How | None = None
+        try:
+            end = await self._carried(conversation, carriage)
+            if isinstance(end, Finish):
+                how = How.REFILLED if carriage.broken_by is Cause.NOTICE else How.RESUMED
+            elif end.fault.code >= _OUR_FAULT:
+                how = How.LOST
+        finally:
+            conversation.close()
+            carriage.arrive()
+            self._note_arrival(carriage, how)
+        return end
+
+    async def _carried(self, conversation: Generator[Command, Event, None], carriage: Carriage) -> Finish | Abandon:
         try:
             async with asyncio.timeout_at(carriage.deadline) as scope:
                 command = next(conversation)
@@ -96,9 +114,6 @@ class Carrier:
             if not scope.expired():
                 raise
             return Abandon(EngineFault(504, "the request's deadline passed before it was complete", None))
-        finally:
-            conversation.close()
-            carriage.arrive()
         assert isinstance(command, Finish | Abandon)
         return command
 
@@ -204,6 +219,9 @@ class Carrier:
         self._metrics.broken.labels(cause.value).inc()
         carriage.broken_by = cause
         carriage.avoid = attempt.replica.name
+        if carriage.left is None and cause is not Cause.UNREACHABLE:  # there it was never
+            carriage.left = attempt.replica.name
+            self._metrics.left.departed(carriage.left)
         if cause is Cause.SILENCE:
             carriage.patience = min(carriage.patience * 2, _MOST_PATIENCE)
 
@@ -211,8 +229,21 @@ class Carrier:
         name = attempt.replica.name
         if name in self._fleet.leaving:
             self._metrics.departed("finished")
+            self._metrics.left.count(name, How.FINISHED)
         else:  # the next turn of a conversation begins with this one
             self._fleet.prefixes.add(name, carriage.history.keys())
+
+    def _note_resumption(self, carriage: Carriage, attempt: Attempt) -> None:
+        how = How.RESUMED
+        if carriage.broken_by is Cause.NOTICE:
+            how = How.REFILLED if attempt.ticket is None else How.CARRIED
+            self._metrics.departed(how.value)
+        self._note_arrival(carriage, how)
+
+    def _note_arrival(self, carriage: Carriage, how: How | None) -> None:
+        if carriage.left is not None:
+            self._metrics.left.arrived(carriage.left, how)
+            carriage.left = None
 
     def _note_tokens(self, attempt: Attempt, tokens: int) -> None:
         first = attempt.first_token is None
@@ -241,8 +272,8 @@ class Carrier:
             self._metrics.deliveries.gap(gap)
             if carriage.broken_by is not None:
                 self._note_pause(carriage, attempt, gap)
-        if carriage.broken_by is Cause.NOTICE:
-            self._metrics.departed("refilled" if attempt.ticket is None else "carried")
+        if carriage.broken_by is not None:
+            self._note_resumption(carriage, attempt)
         carriage.broken_by = None
         carriage.arrive()
         carriage.last_delivery = now

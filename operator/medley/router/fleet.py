@@ -85,6 +85,7 @@ class Fleet:
         self.knowledge = Knowledge()
         self.leaving = Leaving(lambda: self.knowledge, clock=clock, wall_clock=wall_clock)
         self.changed: Callable[[], None] = lambda: None  # admission: there may be room now
+        self.begun: Callable[[str], None] = lambda _: None  # a replica came; the carrier counts who leaves it
 
     # What sources do
 
@@ -92,6 +93,8 @@ class Fleet:
         """Take in what a source sees now."""
         for gone in self.view.replicas.keys() - view.replicas.keys():
             self.prefixes.forget(gone)
+        for new in view.replicas.keys() - self.view.replicas.keys():
+            self.begun(new)
         self.view = view
         self.knowledge.forget(view.replicas)
         self.settle()

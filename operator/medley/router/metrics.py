@@ -17,6 +17,7 @@ from prometheus_client.utils import floatToGoString
 from medley.core import names
 from medley.core.workload import Bucket, SizeGrid
 from medley.router.bursts import Windows
+from medley.router.left import Left
 from medley.router.session import Cause, ResumeMode
 
 # Of vLLM's own histograms, so that the two can be laid over one another.
@@ -42,7 +43,7 @@ class _Live(Collector):
         waiting.add_metric([], self.waiting())
         families = [waiting]
         for name, text, values in (
-            ("medley_router_running", "Attempts that run on a replica.", self.running()),
+            (names.METRIC_RUNNING, "Attempts that run on a replica.", self.running()),
             (
                 "medley_router_last_issue_timestamp_seconds",
                 "When a call was last sent to a replica (Unix time).",
@@ -54,7 +55,7 @@ class _Live(Collector):
                 self.notices(),
             ),
         ):
-            family = GaugeMetricFamily(name, text, labels=["replica"])
+            family = GaugeMetricFamily(name, text, labels=[names.LABEL_REPLICA])
             for replica, value in values.items():
                 family.add_metric([replica], value)
             families.append(family)
@@ -104,6 +105,8 @@ class RouterMetrics:
         self.registry = CollectorRegistry()
         self.live = _Live()
         self.registry.register(self.live)
+        self.left = Left(_REMEMBERED_REPLICAS)
+        self.registry.register(self.left)
         self._windows = Windows(clock)
         self.registry.register(self._windows)
         self.deliveries = _Deliveries()
