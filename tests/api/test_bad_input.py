@@ -302,6 +302,12 @@ RULES = {
         "spec.engine.env[0]",
         "set value or valueFrom, not both",
     ),
+    "a variable that is medley's": (
+        "LLMService",
+        {"spec.engine.env": [{"name": "MEDLEY_MIGRATION", "value": "Live"}]},
+        "spec.engine.env[0].name",
+        "medley sets this variable itself; remove it (spec.migration.mode decides MEDLEY_MIGRATION)",
+    ),
     "value from nowhere": (
         "LLMService",
         {"spec.engine.env": [{"name": "A", "valueFrom": {}}]},

@@ -9,6 +9,11 @@ from pydantic import Field
 from medley.api.base import AnyObject, KeyRef, LocalName, Part, Quantity, Rule, exactly_one, unique
 from medley.core.arguments import OPERATORS, SUPERVISORS, reserved
 
+# Variables that medley sets in engine pods, or that its ports and probes rely on.
+RESERVED_VARIABLES = (
+    "MEDLEY_BIND_HOST", "MEDLEY_CONTROL_PORT", "MEDLEY_ENGINE_PORT", "MEDLEY_GRACE", "MEDLEY_KEY_FILE",
+    "MEDLEY_MIGRATION", "MEDLEY_STATUS_PORT", "MEDLEY_TLS_DIR", "PYTHONPATH",
+)  # fmt: skip
 RESERVED_ARGUMENTS = tuple(sorted({**SUPERVISORS, **OPERATORS}))
 
 
@@ -41,6 +46,12 @@ class EnvVar(Part):
             "!(has(self.value) && has(self.valueFrom))",
             lambda part: part.value is None or part.value_from is None,
             "set value or valueFrom, not both",
+        ),
+        Rule(
+            f"!(self.name in {list(RESERVED_VARIABLES)})",
+            lambda part: part.name not in RESERVED_VARIABLES,
+            "medley sets this variable itself; remove it (spec.migration.mode decides MEDLEY_MIGRATION)",
+            ".name",
         ),
     )
 
