@@ -60,8 +60,8 @@ def interruptions() -> list[story.Interruption]:
 
 
 @pytest.fixture(scope="module")
-def outages() -> list[float]:
-    """When the API server came back (seconds since the epoch)."""
+def outages() -> list[tuple[float, float]]:
+    """From when to when the API server was coming back (seconds since the epoch)."""
     return []
 
 
@@ -236,7 +236,7 @@ async def test_what_cannot_run_says_so_and_how_to_mend_it(cluster: Any, environm
 
 
 async def test_streams_flow_while_the_api_server_is_away(
-    cluster: Any, references: list[Reference], outages: list[float]
+    cluster: Any, references: list[Reference], outages: list[tuple[float, float]]
 ) -> None:
     before = await cluster.engines(story.NAMESPACE, story.SERVICE)
     async with streaming(cluster, short(references), 8):
@@ -244,8 +244,9 @@ async def test_streams_flow_while_the_api_server_is_away(
         assert server is not None
         server.kill(signal.SIGKILL)
         await asyncio.sleep(30)
-        outages.append(time.time())
+        up = time.time()
         await asyncio.to_thread(stage.start_control_plane)
+        outages.append((up, time.time() + 15))
     await story.serving(cluster)
     after = await cluster.engines(story.NAMESPACE, story.SERVICE)
     assert [p["metadata"]["uid"] for p in after] == [p["metadata"]["uid"] for p in before]
@@ -282,9 +283,9 @@ async def test_two_services_of_one_name_do_not_meet(cluster: Any) -> None:
 
 
 @pytest.mark.usefixtures("environment")
-async def test_nobody_was_forbidden_anything(outages: list[float]) -> None:
+async def test_nobody_was_forbidden_anything(outages: list[tuple[float, float]]) -> None:
     # An API server that has just come up has not read its roles yet, and refuses Kubernetes' own controllers too.
-    spans = [(stamp(at), stamp(at + 15)) for at in outages]
+    spans = [(stamp(begin), stamp(end)) for begin, end in outages]
     forbidden = Counter(
         f"{e['user']['username']} {e['verb']} {e['objectRef'].get('resource')}"
         for e in audit_events()
