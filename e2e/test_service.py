@@ -130,9 +130,9 @@ async def test_with_a_notice_streams_leave_before_the_deadline(
     async with Load(await on_stage.entrance_url(cluster), manifests.MODEL) as asking:
         await recorded.references(asking, 24)
         references += asking.references
+        long = asking.long
     aimed = await story.aim(place)
     # Enough long answers that none gets so fast, once the short ones are gone, that it ends before the deadline too.
-    long = [each for each in references if each.is_long]
     asked = [*long, *long[:3], *short(references)[:4]]
     async with streaming(cluster, asked, len(asked)) as load:
         # By then the machine is gone; streams that begin later would only take time.

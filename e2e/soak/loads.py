@@ -38,7 +38,8 @@ class Loads:
                 whole, _, _ = log.read().rpartition(b"\n")
             if whole:
                 self._read[path] += len(whole) + 1
-                self._ledger.loads.update(loads(whole + b"\n"))
-                for why in _DIED.findall(whole + b"\n"):
+                lines = whole + b"\n"
+                self._ledger.loads.update(loads(lines))
+                for why in _DIED.findall(lines):
                     self._ledger.deaths += 1
                     self._ledger.failed(f"to {self._ledger.interruptions}: {path.stem} died:{why.decode()}")

@@ -129,9 +129,11 @@ class Reason(StrEnum):
 
 def shortened(name: str, limit: int = NAME_LIMIT) -> str:
     """Return `name`, or its head with a hash of the whole, so that it fits `limit` characters."""
-    if len(name) <= limit:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return name if len(name) <= limit else _hashed(name, name, limit)
+
+
+def _hashed(name: str, identity: str, limit: int) -> str:
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     return f"{name[: limit - 9].rstrip('-.')}-{digest}"
 
 
@@ -166,8 +168,7 @@ def migration(service: str, node: str, replica_uid: str, number: int) -> str:
 
     A node's name may come back with another machine, and a notice may be withdrawn and given again.
     """
-    digest = hashlib.sha256(f"{service}/{node}/{replica_uid}/{number}".encode()).hexdigest()[:8]
-    return f"{f'{service}-{node}'[: NAME_LIMIT - 9].rstrip('-.')}-{digest}"
+    return _hashed(f"{service}-{node}", f"{service}/{node}/{replica_uid}/{number}", NAME_LIMIT)
 
 
 def url_host(address: str) -> str:

@@ -7,7 +7,6 @@ fails a pass.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -108,9 +107,7 @@ async def delete(api: Api, item: LLMService, record: Record) -> None:
 
 def status_json(progress: Progress) -> dict[str, Any]:
     """Return the status to be written."""
-    by_method: Counter[MigrationMethod] = Counter()
-    for each in progress.moves:
-        by_method[each.method] += each.streams
+    by_method = progress.by_method
     status = MigrationStatus(
         phase=progress.phase,
         replacements=progress.replacements,

@@ -59,6 +59,14 @@ class Progress:
     completed_at: datetime | None = None
     message: str = ""
 
+    @property
+    def by_method(self) -> Mapping[MigrationMethod, int]:
+        """Streams that left, over all replicas; 0 for a method that none took."""
+        found: Counter[MigrationMethod] = Counter()
+        for each in self.moves:
+            found[each.method] += each.streams
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -265,9 +273,7 @@ def _counted(record: Record, before: Progress, heard: Heard) -> Progress:
 def _result(counted: Progress, heard: Heard) -> str:
     if counted.lost is None:
         return f"the replicas are gone; {_unheard(heard)}: what became of their streams is not known"
-    by_method: Counter[MigrationMethod] = Counter()
-    for each in counted.moves:
-        by_method[each.method] += each.streams
+    by_method = counted.by_method
     words = (
         (MigrationMethod.FINISH, "finished"),
         (MigrationMethod.CARRY, "carried with their KV cache"),

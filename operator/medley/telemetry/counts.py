@@ -5,8 +5,8 @@ from __future__ import annotations
 from prometheus_client.parser import text_string_to_metric_families
 
 from medley.core import names
-from medley.core.errors import EngineError
 from medley.core.traffic import Arrivals, Counts
+from medley.telemetry.reading import missing, reading
 
 _TOTAL = "_total"
 
@@ -18,7 +18,7 @@ def counts(text: str) -> Counts:
     in_windows: dict[int, float] = {}
     squares: dict[int, float] = {}
     turned_away = None
-    try:
+    with reading():
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 labels = sample.labels
@@ -36,10 +36,8 @@ def counts(text: str) -> Counts:
                         squares[int(labels[names.LABEL_WINDOW])] = sample.value
                     case _:
                         pass
-    except (ValueError, KeyError) as error:
-        raise EngineError(f"reading a router's metrics: {type(error).__name__}: {error}") from error
     if turned_away is None:
-        raise EngineError(f"reading a router's metrics: no {names.METRIC_TURNED_AWAY}{_TOTAL}; another version?")
+        raise missing(f"{names.METRIC_TURNED_AWAY}{_TOTAL}")
     return Counts(
         requests,
         outputs,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from prometheus_client.parser import text_string_to_metric_families
 
 from medley.core import names
-from medley.core.errors import EngineError
 from medley.core.migrations import How, Left
+from medley.telemetry.reading import missing, reading
 
 
 def departures(text: str) -> Left:
@@ -14,7 +14,7 @@ def departures(text: str) -> Left:
     streams: dict[tuple[str, How], int] = {}
     running: dict[str, int] = {}
     known = False
-    try:
+    with reading():
         for family in text_string_to_metric_families(text):
             match family.name:
                 case names.METRIC_LEFT:
@@ -26,8 +26,6 @@ def departures(text: str) -> Left:
                     running = {each.labels[names.LABEL_REPLICA]: int(each.value) for each in family.samples}
                 case _:
                     pass
-    except (ValueError, KeyError) as error:
-        raise EngineError(f"reading a router's metrics: {type(error).__name__}: {error}") from error
     if not known:
-        raise EngineError(f"reading a router's metrics: no {names.METRIC_LEFT}; another version?")
+        raise missing(names.METRIC_LEFT)
     return Left(streams, running)
