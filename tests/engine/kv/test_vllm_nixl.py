@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import pytest
 import pytest_asyncio
@@ -119,10 +119,12 @@ async def test_a_source_that_is_killed_before_its_memory_is_read_costs_a_prefill
 async def between(ticket, asked=lambda question: question, answered=lambda answer: None):
     """A way to the source's worker, as a ticket: it changes what is asked, and sees what is answered."""
     (source,) = ticket["sources"]
+    carrying: set[asyncio.Task] = set()
 
     async def carry(near, to_near) -> None:
+        carrying.add(asyncio.current_task())
         far, to_far = await asyncio.open_connection(source["host"], source["port"])
-        with suppress(OSError, asyncio.IncompleteReadError):  # either side may be gone
+        try:
             while True:
                 question = asked(await body(near))
                 to_far.write(LENGTH.pack(len(question)) + question)
@@ -132,12 +134,18 @@ async def between(ticket, asked=lambda question: question, answered=lambda answe
                 to_near.write(LENGTH.pack(len(said)) + said)
                 if answer.ok and answer.remote is None:
                     to_near.write(await far.readexactly(answer.bytes_total))
-        to_far.close()
-        to_near.close()
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # either side may be gone
+        finally:
+            for writer in (to_far, to_near):
+                writer.close()
 
     async with await asyncio.start_server(carry, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         yield ticket | {"sources": [source | {"port": port}]}
+        for task in carrying:  # engines keep their connections
+            task.cancel()
+        await asyncio.gather(*carrying, return_exceptions=True)
 
 
 async def body(reader) -> bytes:
