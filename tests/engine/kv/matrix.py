@@ -1,6 +1,6 @@
 """Carries streams between engines of all tensor and pipeline sizes, and compares every token. Run by hand:
 
-    python -m tests.engine.kv.matrix [--engines tp1 tp1b tp2 pp2 tp2pp2] [--sampling greedy seeded] [--report FILE]
+    python -m tests.engine.kv.matrix [--engines tp1 tp1b tp2 pp2] [--sampling greedy seeded] [--report FILE]
 
 Streams go through a router, to which the source gives notice: it copies ahead, cuts and carries as it would in service.
 Those of one pair of engines leave together. `a copy ahead` asks the engines themselves: one round while the source goes
@@ -45,13 +45,15 @@ from tests.engine.kv.engines import engines, since, unpinned
 from tests.model import ensure_model
 from tests.router.moving import Moving, moving, until
 
-SIZES = {
+ONES = {
     "tp1": (),
-    "tp1b": (),  # another of the same size
     "tp2": ("--tensor-parallel-size", "2"),
     "pp2": ("--pipeline-parallel-size", "2"),
     "tp2pp2": ("--tensor-parallel-size", "2", "--pipeline-parallel-size", "2"),
 }
+TWIN = "b"  # ends the name of another engine of the same size
+SIZES = {name + end: arguments for name, arguments in ONES.items() for end in ("", TWIN)}
+USUAL = ("tp1", "tp1b", "tp2", "pp2", "tp2pp2")
 # Few blocks, so that nine workers fit into a small machine; near ties are judged after penalties and grammars.
 COMMON = (
     "--num-gpu-blocks-override", "512", "--logprobs-mode", "processed_logprobs",
@@ -88,7 +90,7 @@ class Report:
 
 def pairs(started: Sequence[str]) -> list[tuple[str, str]]:
     """Every ordered pair of sizes; of two engines of one size, one direction."""
-    return [pair for pair in permutations(started, 2) if "tp1b" not in pair or pair == ("tp1", "tp1b")]
+    return [pair for pair in permutations(started, 2) if pair[1] == pair[0] + TWIN or ONES.keys() >= {*pair}]
 
 
 def holds(result: dict) -> bool:
@@ -300,7 +302,7 @@ async def _fill(names: Sequence[str], cases: Sequence[Case], report: Report) -> 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--engines", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--engines", nargs="+", choices=SIZES, default=USUAL)
     parser.add_argument("--sampling", nargs="+", choices=[*KINDS, AHEAD], default=[*KINDS, AHEAD])
     parser.add_argument("--report", type=Path, default=Path("build/matrix.json"))
     options = parser.parse_args()
