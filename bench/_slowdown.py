@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NoReturn
 
 import aiohttp
 import numpy as np
@@ -26,7 +27,7 @@ from medley.core.identity import TLS_FOLDER_VARIABLE, Role
 from medley.engine.kv.blocks import HostBlocks
 from medley.engine.kv.errands import Errands
 from medley.engine.kv.layout import Geometry, Shard
-from medley.engine.kv.messages import slice_bytes
+from medley.engine.kv.messages import PinQuery, ReadRequest, slice_bytes
 from medley.engine.kv.puller import Load, Puller
 from medley.wire.ticket import EXPORT_PATH, RELEASE_PATH, Exported, Ticket
 
@@ -118,7 +119,7 @@ def _reader(driver: Driver, engine: VllmEngine) -> Iterator[_Work]:
     assert engine.api is not None
     api, processors = engine.api, os.sched_getaffinity(0)
     with environment({TLS_FOLDER_VARIABLE: str(engine.secrets.folders[Role.ENGINE]), "MEDLEY_KV_HOST": _HOST}):
-        errands = Errands(_HOST, lambda _: (_ for _ in ()).throw(OSError("this one gives nothing")))
+        errands = Errands(_HOST, _gives_nothing, lasting=True)
     pullers: list[Puller] = []  # at most one: its cache is as large as the first ticket asks
 
     async def call(path: str, body: object) -> bytes:
@@ -166,12 +167,16 @@ def _copier(engine: VllmEngine) -> Iterator[Callable[[float], _Work]]:
         yield at
 
 
+def _gives_nothing(question: ReadRequest | PinQuery) -> NoReturn:
+    raise OSError(f"asked for {question}")
+
+
 def _like(ticket: Ticket) -> HostBlocks:
     """Return an empty cache of the shape that a ticket of one worker tells of, with room to grow."""
     (source,) = ticket.sources
     geometry = Geometry(ticket.block_size, ticket.dtype, ticket.content)
     shard = Shard(source.layers, source.head_lo, source.head_n)
-    shape = (2 * len(ticket.blocks), source.head_n, slice_bytes(geometry, 1))
+    shape = (4 * len(ticket.blocks), source.head_n, slice_bytes(geometry, 1))
     return HostBlocks(shard, geometry, {name: np.zeros(shape, np.uint8) for name in shard.layers})
 
 

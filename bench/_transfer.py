@@ -51,7 +51,7 @@ def bandwidth_directly(nixl: Path) -> tuple[float, float, float]:
 def _blocks(folder: Path) -> Iterator[Callable[[], float]]:
     """Two porters and a function that has one cache read by the other, and returns the seconds."""
     caches = [cache(1) for _ in range(2)]
-    giving, taking = (Errands(_HOST, block_answers(each, _SECRET)) for each in caches)
+    giving, taking = (Errands(_HOST, block_answers(each, _SECRET), lasting=True) for each in caches)
     pins = Holder(_HOST, pin_answers(lambda _: True), Keyring(folder, sys.stderr.write))
     granted = tuple(range(BLOCKS))
     ticket = Ticket(

@@ -132,8 +132,8 @@ async def test_with_a_notice_streams_leave_before_the_deadline(
         references += asking.references
         long = asking.long
     aimed = await story.aim(place)
-    # Enough long answers that none gets so fast, once the short ones are gone, that it ends before the deadline too.
-    asked = [*long, *long[:3], *short(references)[:4]]
+    # So many long answers at once that none is over before the deadline, however fast the machine.
+    asked = (long * 24)[:24]
     async with streaming(cluster, asked, len(asked)) as load:
         # By then the machine is gone; streams that begin later would only take time.
         asyncio.get_running_loop().call_later(SHORT_NOTICE.notice_seconds + 3, load.stop)

@@ -11,8 +11,10 @@ import mmap
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Annotated, Final
 
 from pydantic import Field
@@ -25,6 +27,7 @@ PART_BYTES: Final = 4 << 20
 # Parts of the shared memory: two for each conversation, so that one is filled while the other is sent or read.
 PAIRS: Final = 12
 STAGING_BYTES: Final = 2 * PAIRS * PART_BYTES  # untouched pages cost nothing
+_MOST_PIECES: Final = 1024  # of one call: Linux takes no more
 _LOG: Final = logging.getLogger("vllm.medley.kv")
 
 
@@ -58,6 +61,28 @@ class Staging:
     def part(self, part: Part) -> memoryview:
         """Return the memory of a part."""
         return self._memory[part.at : part.at + part.size]
+
+    def write(self, at: int, pieces: Sequence[memoryview]) -> int:
+        """Copy pieces into it, one after the other; return the bytes. OSError if there is no memory."""
+        return self._all(os.pwritev, at, pieces)
+
+    def read(self, at: int, pieces: Sequence[memoryview]) -> int:
+        """Fill pieces from it, one after the other; return the bytes."""
+        return self._all(os.preadv, at, pieces)
+
+    def _all(self, call: Callable[[int, Sequence[memoryview], int], int], at: int, pieces: Sequence[memoryview]) -> int:
+        """Have the system copy: it takes many pieces at once, and Python's lock is free meanwhile."""
+        left, total = deque(filter(len, pieces)), 0
+        while left:
+            done = call(self.file, list(islice(left, _MOST_PIECES)), at + total)
+            if not done:
+                raise OSError(f"the shared memory ends before {len(left)} pieces")
+            total += done
+            while left and done >= len(left[0]):
+                done -= len(left.popleft())
+            if done:
+                left[0] = left[0][done:]
+        return total
 
 
 class Channels:

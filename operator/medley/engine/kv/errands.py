@@ -1,7 +1,8 @@
 """The worker's side of its porter: starts the process, says what it may give, and takes what it brings.
 
-Copies between cache and shared memory are made here, a few MiB at a time and without a system call for each block, so
-the thread that steps the model is held up for a millisecond or two at most. Made by `worker_half`.
+Copies between cache and shared memory are made here, a few MiB with one call to the system. Where a thread of Python
+copies block by block, the one that steps the model waits for Python's lock at each of its operations; in one such call
+it never does. Made by `worker_half`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final
-
-import numpy as np
 
 from medley.engine.kv.channels import Channels, Errand, Part, Staging
 from medley.engine.kv.connections import Connection
@@ -33,7 +32,6 @@ from medley.engine.kv.server import Payload
 
 _LOG: Final = logging.getLogger("vllm.medley.kv")
 _LOOK_S: Final = 0.1  # between two looks whether a load is still wanted
-_MUCH: Final = 1 << 18  # bytes
 _YIELDING: Final = 5  # niceness beyond the worker's
 _AGAIN_S: Final = 1.0  # until a porter that ended is started anew
 
@@ -42,10 +40,19 @@ class Errands:
     """One worker's porter, started again if it ends."""
 
     def __init__(
-        self, host: str, answer: Callable[[ReadRequest | PinQuery], Answer | Payload], *, aside: bool = False
+        self,
+        host: str,
+        answer: Callable[[ReadRequest | PinQuery], Answer | Payload],
+        *,
+        lasting: bool = False,
+        aside: bool = False,
     ) -> None:
-        """Start the porter; `aside`: it yields to this thread, and both keep off the processors of this."""
-        self._answer, self._aside = answer, aside
+        """Start the porter.
+
+        `lasting`: pieces of the cache stay what they are when the next is asked for, so many are copied at once.
+        `aside`: the porter yields to this thread, and both keep off the processors of this.
+        """
+        self._answer, self._lasting, self._aside = answer, lasting, aside
         self._elsewhere = set(range(os.cpu_count() or 1)) - os.sched_getaffinity(0) if aside else set()
         self._staging = Staging()
         self._listening = socket.create_server((host, 0), backlog=128)
@@ -86,12 +93,12 @@ class Errands:
             if not answer.ok or answer.remote is not None or answer.bytes_total != size:
                 self._end(channel, check, heed=False)
                 return answer.remote if answer.ok and answer.remote is not None else answer
-            left, filling = size, _Pieces(into)
+            left, filling = size, self._pieces(into)
             while left:
                 part = Part.model_validate_json(self._said(channel, check, Part))
                 if part.fault or not part.size:
                     raise ConnectionError(part.fault or "the porter brought less than there is")
-                filling.take(self._staging.part(part))
+                filling.take(part)
                 channel.send(Part())
                 left -= part.size
             filling.end()
@@ -143,12 +150,15 @@ class Errands:
                 channel.send(answer)
                 continue
             channel.send(Answer(ok=True, bytes_total=answer.bytes_total))
-            left, pieces = answer.bytes_total, _Pieces(answer.pieces)
+            left, pieces = answer.bytes_total, self._pieces(answer.pieces)
             while left:
                 asked = Part.model_validate_json(channel.receive())
-                size = pieces.give(self._staging.part(asked)[:left])
+                size = pieces.give(asked.at, min(asked.size, left))
                 channel.send(Part(at=asked.at, size=size))
                 left -= size
+
+    def _pieces(self, pieces: Iterator[memoryview]) -> _Pieces:
+        return _Pieces(self._staging, pieces, lasting=self._lasting)
 
     def _said(self, channel: Connection, check: Callable[[], None], wanted: type[Answer | Part]) -> bytes:
         """Return the next message; a fault in place of an answer is raised."""
@@ -176,46 +186,42 @@ def _move(who: int, processors: set[int]) -> None:
         _LOG.info("medley: blocks are carried on the model's own processors: %s", error)
 
 
-def _copy(into: memoryview, source: memoryview) -> None:
-    """Copy; of much, numpy does it without Python's lock, so that the model goes on meanwhile."""
-    if len(source) < _MUCH:
-        into[:] = source
-    else:
-        np.copyto(np.frombuffer(into, np.uint8), np.frombuffer(source, np.uint8))
-
-
 class _Pieces:
-    """Memory in pieces, filled from or copied into memory in parts of other sizes."""
+    """Memory in pieces, copied into or filled from shared memory in parts of other sizes."""
 
-    def __init__(self, pieces: Iterator[memoryview]) -> None:
-        self._pieces = pieces
+    def __init__(self, staging: Staging, pieces: Iterator[memoryview], *, lasting: bool) -> None:
+        self._staging, self._pieces, self._lasting = staging, pieces, lasting
         self._rest = memoryview(b"")
 
-    def give(self, into: memoryview) -> int:
+    def give(self, at: int, size: int) -> int:
         """Copy what comes next; return how much, which is less only at the end."""
         done = 0
-        while done < len(into):
-            if not self._rest:
-                following = next(self._pieces, None)
-                if following is None:
-                    break
-                self._rest = following
-            size = min(len(self._rest), len(into) - done)
-            _copy(into[done : done + size], self._rest[:size])
-            self._rest, done = self._rest[size:], done + size
+        while done < size and (some := self._next(size - done)):
+            done += self._staging.write(at + done, some)
         return done
 
-    def take(self, source: memoryview) -> None:
+    def take(self, part: Part) -> None:
         """Fill what comes next."""
         done = 0
-        while done < len(source):
-            if not self._rest:
-                self._rest = next(self._pieces)
-            size = min(len(self._rest), len(source) - done)
-            _copy(self._rest[:size], source[done : done + size])
-            self._rest, done = self._rest[size:], done + size
+        while done < part.size:
+            some = self._next(part.size - done)
+            assert some, "as many bytes are taken as were asked for"
+            done += self._staging.read(part.at + done, some)
 
     def end(self) -> None:
         """Let who lent the memory know that all is filled."""
         assert not self._rest
         assert next(self._pieces, None) is None
+
+    def _next(self, most: int) -> list[memoryview]:
+        """Return what comes next, of `most` bytes together; less if it does not last, or ends."""
+        found: list[memoryview] = []
+        while most and (self._lasting or not found):
+            if not self._rest:
+                following = next(self._pieces, None)
+                if following is None:
+                    break
+                self._rest = following
+            found.append(self._rest[:most])
+            self._rest, most = self._rest[len(found[-1]) :], most - len(found[-1])
+        return found

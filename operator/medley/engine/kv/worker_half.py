@@ -74,7 +74,7 @@ class WorkerHalf:
             blocks = self._blocks(held, geometry, caches)
             network, direct = self._network, _direct(blocks)
             answers = block_answers(blocks, secret, None if direct is None else direct.offer)
-            errands = Errands(network.listen, answers, aside=self.on_host)
+            errands = Errands(network.listen, answers, lasting=self.on_host, aside=self.on_host)
             self._puller = Puller(blocks, errands, rank=tp, fetcher=direct)
             port = errands.port
         except (ValueError, OSError) as error:
