@@ -11,7 +11,7 @@ export MEDLEY_DATA ?= ../shared/data
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format generate examples samples bench soak stage-up stage-down clean
+.PHONY: help demo test test-fast lint format generate examples samples bench matrix soak stage-up stage-down clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -56,6 +56,10 @@ examples: $(VENV)/.installed  ## Estimate the profiles of the examples again
 
 samples: $(VENV)/.installed  ## Print again what the documents show of the commands
 	@$(BIN)/python -m tests.docs.samples --slow
+
+matrix: $(VENV)/.installed  ## Carry streams between engines of all sizes and compare every token (12 minutes): build/matrix.json
+	@$(BIN)/python -m e2e.prepare
+	@$(BIN)/python -m tests.engine.kv.matrix
 
 soak: $(VENV)/.installed  ## Interrupt streams N times in all (N=1000, ENGINE=vllm|stub); goes on where it was stopped: build/soak.json
 	@$(BIN)/python -m e2e.soak --interruptions $(or $(N),1000) --engine $(or $(ENGINE),vllm)

@@ -7,9 +7,9 @@ Those of one pair of engines leave together. `a copy ahead` asks the engines the
 on, then the cut. Uninterrupted runs are made on one engine, one of each sampling, and all pairs are held against them; a
 prompt of which two likeliest tokens come too near to each other is replaced.
 
-What is there is written as it comes, and what the report has is not done again: a run may be stopped, and engines that
-do not fit into memory together may be started in several runs. Not part of `make test`, since it takes long; the two
-engines of `test_vllm_carry.py` and `test_vllm_moves.py` are.
+What is there is written as it comes, and what the report has is not done again: a run may be stopped. All of it takes
+twelve minutes on two cores. Not part of `make test`; the two engines of `test_vllm_carry.py` and `test_vllm_moves.py`
+are.
 """
 
 from __future__ import annotations
@@ -53,8 +53,12 @@ ONES = {
 }
 TWIN = "b"  # ends the name of another engine of the same size
 SIZES = {name + end: arguments for name, arguments in ONES.items() for end in ("", TWIN)}
-USUAL = ("tp1", "tp1b", "tp2", "pp2", "tp2pp2")
-# Few blocks, so that nine workers fit into a small machine; near ties are judged after penalties and grammars.
+# Every pair, of engines that fit into 24 GB together; the first makes the uninterrupted runs.
+TOGETHER = (
+    ("tp1", "tp1b"), ("tp2", "tp2b"), ("pp2", "pp2b"), ("tp2pp2", "tp2pp2b"),
+    ("tp1", "tp2", "pp2"), ("tp1", "tp2pp2"), ("tp2", "tp2pp2"), ("pp2", "tp2pp2"),
+)  # fmt: skip
+# Few blocks, for memory's sake; near ties are judged after penalties and grammars.
 COMMON = (
     "--num-gpu-blocks-override", "512", "--logprobs-mode", "processed_logprobs",
     "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
@@ -273,12 +277,10 @@ def _keep(report: Report, result: dict) -> None:
 
 
 async def run(names: Sequence[str], samplings: Sequence[str], report: Report) -> bool:
-    """Fill the report with what these engines can show; print the table of all it has."""
+    """Fill the report with what these engines can show; return whether they had all their blocks back."""
     cases = [Case(*pair, sampling) for pair in pairs(names) for sampling in samplings]
     cases = [case for case in cases if case not in report.results]
-    clean = not cases or await _fill(names, cases, report)
-    sys.stdout.write(f"{table(report.results)}\n")
-    return clean and all(map(holds, report.results.values()))
+    return not cases or await _fill(names, cases, report)
 
 
 async def _fill(names: Sequence[str], cases: Sequence[Case], report: Report) -> bool:
@@ -302,11 +304,17 @@ async def _fill(names: Sequence[str], cases: Sequence[Case], report: Report) -> 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--engines", nargs="+", choices=SIZES, default=USUAL)
+    parser.add_argument("--engines", nargs="+", choices=SIZES, help="at once; otherwise all, some after the others")
     parser.add_argument("--sampling", nargs="+", choices=[*KINDS, AHEAD], default=[*KINDS, AHEAD])
     parser.add_argument("--report", type=Path, default=Path("build/matrix.json"))
     options = parser.parse_args()
-    return 0 if asyncio.run(run(options.engines, options.sampling, Report.read(options.report))) else 1
+    report = Report.read(options.report)
+    clean = [
+        asyncio.run(run(names, options.sampling, report))
+        for names in ([options.engines] if options.engines else TOGETHER)
+    ]
+    sys.stdout.write(f"{table(report.results)}\n")
+    return 0 if all(clean) and all(map(holds, report.results.values())) else 1
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 
 from medley.wire.generate import TokenEvent, TokenLogprob
 from tests.engine.kv.cases import KINDS, Said, body, least_gap, same, stop_within
-from tests.engine.kv.matrix import Case, Reference, Report, holds, pairs, table
+from tests.engine.kv.matrix import SIZES, TOGETHER, Case, Reference, Report, holds, pairs, table
 
 RESULT = {
     "case": Case("tp1", "tp2", "greedy"), "equal": True, "how": ["carried"], "copies": 1, "tokens": 128, "cut": 40,
@@ -29,6 +29,11 @@ def test_the_least_gap_is_that_of_all_tokens():
 def test_every_size_meets_every_other_and_one_its_like():
     assert pairs(["tp1", "tp1b", "tp2"]) == [("tp1", "tp1b"), ("tp1", "tp2"), ("tp2", "tp1")]
     assert len(pairs(["tp1", "tp1b", "tp2", "pp2", "tp2pp2"])) == 13
+
+
+def test_every_pair_is_there_once_engines_were_started_some_after_the_others():
+    every = {pair for names in TOGETHER for pair in pairs(names)}
+    assert (every, len(every)) == (set(pairs(list(SIZES))), 16)
 
 
 @pytest.mark.parametrize(
