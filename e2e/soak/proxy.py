@@ -42,9 +42,7 @@ class Proxy:
         assert self._server is not None
         self.set(Mode.REFUSE)
         self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks)
 
     @property
     def port(self) -> int:
@@ -85,6 +83,8 @@ class Proxy:
         try:
             await self._open.wait()
             answers, there = await asyncio.open_connection(*self._behind)
+            if self._mode is Mode.REFUSE:
+                return
             self._writers |= {writer, there}
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pump(reader, there, writer, to_engine=True))

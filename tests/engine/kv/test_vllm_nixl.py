@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 
 import pytest
 import pytest_asyncio
@@ -119,33 +119,29 @@ async def test_a_source_that_is_killed_before_its_memory_is_read_costs_a_prefill
 async def between(ticket, asked=lambda question: question, answered=lambda answer: None):
     """A way to the source's worker, as a ticket: it changes what is asked, and sees what is answered."""
     (source,) = ticket["sources"]
-    carrying: set[asyncio.Task] = set()
+    carrying: dict[asyncio.Task, asyncio.StreamWriter] = {}
 
     async def carry(near, to_near) -> None:
-        carrying.add(asyncio.current_task())
-        far, to_far = await asyncio.open_connection(source["host"], source["port"])
-        try:
-            while True:
-                question = asked(await body(near))
-                to_far.write(LENGTH.pack(len(question)) + question)
-                said = await body(far)
-                answer = parse_answer(said)
-                answered(answer)
-                to_near.write(LENGTH.pack(len(said)) + said)
-                if answer.ok and answer.remote is None:
-                    to_near.write(await far.readexactly(answer.bytes_total))
-        except (OSError, asyncio.IncompleteReadError):
-            pass  # either side may be gone
-        finally:
-            for writer in (to_far, to_near):
-                writer.close()
+        carrying[asyncio.current_task()] = to_near
+        with closing(to_near), suppress(OSError, asyncio.IncompleteReadError):  # either side may be gone
+            far, to_far = await asyncio.open_connection(source["host"], source["port"])
+            with closing(to_far):
+                while True:
+                    question = asked(await body(near))
+                    to_far.write(LENGTH.pack(len(question)) + question)
+                    said = await body(far)
+                    answer = parse_answer(said)
+                    answered(answer)
+                    to_near.write(LENGTH.pack(len(said)) + said)
+                    if answer.ok and answer.remote is None:
+                        to_near.write(await far.readexactly(answer.bytes_total))
 
     async with await asyncio.start_server(carry, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         yield ticket | {"sources": [source | {"port": port}]}
-        for task in carrying:  # engines keep their connections
-            task.cancel()
-        await asyncio.gather(*carrying, return_exceptions=True)
+        for to_near in carrying.values():  # engines keep their connections
+            to_near.transport.abort()
+        await asyncio.gather(*carrying)
 
 
 async def body(reader) -> bytes:
