@@ -48,7 +48,7 @@ ARGUMENTS = (
 PLAIN = {"300": 100}  # a token that is text by itself: random weights would choose halves of characters for ever
 _BEFORE, _AFTER = 20, 20  # tokens before the notice, and after the end
 _MOST = 3000  # tokens of an answer: none ends before its engine does
-_SERIES = {1: 3, 8: 1, 24: 1}  # of each number of streams
+_SERIES = {1: 3, 8: 3, 24: 1}  # of each number of streams
 _PAUSE = re.compile(r"went on at \S+ after ([0-9.]+) ms: (\w+)")
 
 

@@ -72,6 +72,7 @@ async def main() -> None:
     found["no json"] = await ask(app, "POST", "/medley/v1/release", b"{")
     found["field"] = await ask(app, "POST", "/medley/v1/release", b'{"exports": [1], "more": 2}')
     found["long"] = await ask(app, "POST", "/medley/v1/release", b" " * (5 << 20))
+    found["questions"] = sum(call[0] == "medley_state" for call in core.calls)
     found["calls"] = [call for call in core.calls if call[0] != "medley_state"]
     other = Core(KvState(mode=MigrationMode.RESUME, capable=False, reason="models with latent attention"))
     found["obstacle"] = await ask(await application(other), "POST", "/medley/v1/export", b"{}")

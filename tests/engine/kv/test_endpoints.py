@@ -37,6 +37,7 @@ def test_what_the_routes_take_and_answer():
         "release": [200, {"did": "medley_release"}],
         "field": [422, {"error": "exports.0: Input should be a valid string; more: Extra inputs are not permitted"}],
         "long": [413, {"error": "body: at most 4194304 bytes"}],
+        "questions": 3,  # two of clients; one by all the calls that follow
         "calls": [
             ["medley_export", EXPORT | {"requests": ["a"], "lease_s": 3.0}],
             ["medley_export", EXPORT],

@@ -47,6 +47,7 @@ class KvEndpoints:
 
     def __init__(self) -> None:
         self._engine: Any = None
+        self._carries = False  # known to; that does not change while the engine lives
 
     def attach_router(self, app: FastAPI) -> None:
         """Add the routes."""
@@ -75,13 +76,20 @@ class KvEndpoints:
     async def _answer(self, utility: str, kind: type[Message], request: Request) -> Response:
         try:
             asked = await _parsed(kind, request)
-            state = await self._state()
-            if not state.capable:
-                raise _RefusedError(409, f"KV is not carried here: {state.reason}")  # noqa: TRY301 - one way out
+            await self._check_that_it_carries()
             answer = await self._call(utility, asked.model_dump_json())
         except _RefusedError as refused:
             return Response(json.dumps({"error": str(refused)}), refused.status, media_type="application/json")
         return Response(answer, media_type="application/json")
+
+    async def _check_that_it_carries(self) -> None:
+        """Ask the engine core until it does: each question waits for the step under way, and streams for the answer."""
+        if self._carries:
+            return
+        state = await self._state()
+        if not state.capable:
+            raise _RefusedError(409, f"KV is not carried here: {state.reason}")
+        self._carries = True
 
     async def _state(self) -> KvState:
         if STANDING.mode is MigrationMode.RESUME or self._engine is None:
