@@ -120,7 +120,7 @@ def _reader(driver: Driver, engine: VllmEngine) -> Iterator[_Work]:
     api, processors = engine.api, os.sched_getaffinity(0)
     with environment({TLS_FOLDER_VARIABLE: str(engine.secrets.folders[Role.ENGINE]), "MEDLEY_KV_HOST": _HOST}):
         errands = Errands(_HOST, _gives_nothing, lasting=True)
-    pullers: list[Puller] = []  # at most one: its cache is as large as the first ticket asks
+    pullers: list[Puller] = []  # at most one, made when the first ticket says of what shape its cache has to be
 
     async def call(path: str, body: object) -> bytes:
         async with driver.session.post(api + path, json=body, **engine.access()) as answer:

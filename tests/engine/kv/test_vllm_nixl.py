@@ -138,10 +138,12 @@ async def between(ticket, asked=lambda question: question, answered=lambda answe
 
     async with await asyncio.start_server(carry, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        yield ticket | {"sources": [source | {"port": port}]}
-        for to_near in carrying.values():  # engines keep their connections
-            to_near.transport.abort()
-        await asyncio.gather(*carrying)
+        try:
+            yield ticket | {"sources": [source | {"port": port}]}
+        finally:
+            for to_near in carrying.values():  # engines keep their connections
+                to_near.transport.abort()
+            await asyncio.gather(*carrying)
 
 
 async def body(reader) -> bytes:
